@@ -1,0 +1,220 @@
+"""What a language model must offer, and nothing more.
+
+A model is two things: a *tokenizer* between text and token ids, and *rows*, a batch of token
+sequences that advance together with the model's state (a cache, a table row) kept beside them.
+
+    rows = lm.open(contexts)                 # prefill; shared prefixes are computed once
+    drawn = rows.draw(keys, law, ...)        # one token per row, with log p and log q
+    rows.push(drawn.tokens)                  # append it
+    rows.select(keep)                        # keep, repeat and reorder rows
+    rows.close()                             # give the state back to the model's prefix cache
+
+The equation that ties them: after `open([c])` and pushes of v_1 … v_t, the next row is
+log p(· | c, v_1 … v_t), normalised over the V ids of the model, whatever else is in the batch.
+
+`draw` reports two numbers per token: `logp`, under the **target** law (the model, tempered if the
+target is), and `logq`, under the law the token was actually **drawn** from (temperature, top-p,
+top-k, mask). Their difference is the importance weight; full rows never leave the device.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lmppl.random import Chance
+from lmppl.types import Bools, Floats, Ids, Ints, Keys
+
+
+class TokenLaw(NamedTuple):
+    """The law of one token: which distribution is meant, and which one is drawn from.
+
+    With the model's next-token log-probabilities ℓ (natural log, normalised), per row:
+
+    * target  log p = log_softmax(ℓ / target_temperature);
+    * proposal log q = log_softmax of ℓ / temperature restricted to the `top_k` largest entries
+      (0 = all) and then to the smallest set of largest entries with mass ≥ `top_p`, ties by id;
+      then, if `mixture` = ε > 0, q ← (1 - ε) q + ε softmax(ℓ / target_temperature);
+      then restricted to the mask, if there is one, and renormalised. A restriction that would
+      leave no allowed id (top-k or top-p against a mask) falls back to the masked, untruncated
+      row at `temperature`, so a feasible token is never lost to truncation.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    mixture: float = 0.0
+    target_temperature: float = 1.0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens of positive target probability can never be drawn."""
+        return (self.top_p < 1.0 or self.top_k > 0) and self.mixture == 0.0
+
+
+class Drawn(NamedTuple):
+    """One token per row."""
+
+    tokens: Ints  # [B]
+    logp: Floats  # [B] log-probability under the target law, unmasked
+    logq: Floats  # [B] log-probability under the law it was drawn from
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do; engines ask here before anything is computed."""
+
+    logprobs: Literal["model", "none"] = "model"
+    """"model": log-probabilities are the raw model's, before temperature, masks and penalties."""
+    scores_text: bool = True
+    masks: bool = True
+    full_rows: bool = True
+    batch_invariant: bool = True
+    """Same tokens for every batch size (float32 on CPU), not merely up to near-ties."""
+
+
+@dataclass
+class Usage:
+    """What a model has really computed since it was loaded."""
+
+    passes: int = 0
+    """Batched forward passes."""
+    computed_tokens: int = 0
+    """Token positions that went through the network."""
+    cached_tokens: int = 0
+    """Token positions that were served from the prefix cache."""
+
+
+class Rows(ABC):
+    """B token sequences that advance together."""
+
+    @abstractmethod
+    def draw(
+        self, keys: Keys, laws: Sequence[TokenLaw], mask: Bools | None, chance: Chance
+    ) -> Drawn:
+        """Draw one token for each row, beside the logits.
+
+        Args:
+            keys: one random key per row [B].
+            laws: one `TokenLaw` per row [B].
+            mask: allowed ids [B, V], or None when all are; every row allows at least one id.
+            chance: who chooses; `GumbelMax` and `Argmax` run on the device, any other is asked
+                on the host with the rows of log q (tests enumerate this way).
+
+        A row whose allowed ids all have probability zero reports token -1 and log q = -inf.
+        """
+
+    @abstractmethod
+    def log_mass(self, sets: Sequence[Sequence[int]], temperatures: Sequence[float]) -> Floats:
+        """log Σ_{v ∈ sets[b]} p(v | row b) [B]: the mass of an event, such as "the text ends here"."""
+
+    @abstractmethod
+    def push(self, tokens: Ints) -> None:
+        """Append one token to each row [B]."""
+
+    @abstractmethod
+    def select(self, rows: Ints) -> None:
+        """Replace the batch by these rows, in this order, repeats allowed [B']."""
+
+    @abstractmethod
+    def log_probs(self) -> Floats:
+        """The next-token log-probabilities [B, V] on the host: for enumeration and tests only."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the batch; its state may serve later prefixes."""
+
+
+@dataclass
+class LanguageModel(ABC):
+    """A causal language model with its tokenizer.
+
+    `encode` and `decode` treat text as text: no text, whatever it contains, encodes to a special
+    token. Special ids enter by `encode_chat` and `bos_id` alone.
+    """
+
+    name: str
+    vocab_size: int
+    """V, the width of a row (it may exceed the number of tokens of the tokenizer)."""
+    max_context: int
+    eos_ids: frozenset[int]
+    bos_id: int | None = None
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    usage: Usage = field(default_factory=Usage)
+
+    # -- tokenizer ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, text: str) -> Ids:
+        """The canonical token ids of a text; no special ids, no BOS."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for special ids and padding of the vocabulary."""
+
+    @abstractmethod
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> Ids:
+        """Token ids of (role, content) turns in the model's own template, ready for its answer."""
+
+    @property
+    @abstractmethod
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are control tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; bytes that are not UTF-8 show as U+FFFD."""
+        return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", "replace")
+
+    @property
+    def fingerprint(self) -> str:
+        """A short stable name of model and tokenizer: goes into run files."""
+        return self.name
+
+    # -- model -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def open(self, contexts: Sequence[Ids]) -> Rows:
+        """Start a batch at these contexts [B], each at least one token long."""
+
+    def score(
+        self,
+        contexts: Sequence[Ids],
+        continuations: Sequence[Ids],
+        ends: Sequence[Sequence[int] | None],
+        temperatures: Sequence[float],
+    ) -> list[Floats]:
+        """log p(x_t | context, x_<t) for each token of each continuation.
+
+        Where `ends[b]` is a set of ids, one more entry follows: the log-mass of that set after the
+        continuation. So row b is an array [T_b] or [T_b + 1]. This default feeds the tokens one by
+        one; a backend overrides it by one batched prefill.
+        """
+        out: list[list[float]] = [[] for _ in contexts]
+        alive = [b for b in range(len(contexts)) if continuations[b] or ends[b] is not None]
+        if not alive:
+            return [np.zeros(0) for _ in contexts]
+        rows = self.open([contexts[b] for b in alive])
+        step = 0
+        while alive:
+            sets = [(continuations[b][step],) if step < len(continuations[b]) else ends[b] or () for b in alive]
+            masses = rows.log_mass(sets, [temperatures[b] for b in alive])
+            for b, mass in zip(alive, masses.tolist(), strict=True):
+                out[b].append(mass)
+            keep = [
+                i
+                for i, b in enumerate(alive)
+                if step + 1 < len(continuations[b]) or (step < len(continuations[b]) and ends[b] is not None)
+            ]
+            if not keep:
+                break
+            if len(keep) < len(alive):
+                rows.select(np.array(keep, dtype=np.int64))
+            alive = [alive[i] for i in keep]
+            rows.push(np.array([continuations[b][step] for b in alive], dtype=np.int64))
+            step += 1
+        rows.close()
+        return [np.array(row, dtype=np.float64) for row in out]
