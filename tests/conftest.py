@@ -1,0 +1,82 @@
+"""Strict mode, and what every test may ask for.
+
+There is one conftest: mypy names a file in a folder without `__init__.py` by its stem, so a second
+one would be a duplicate. Helpers that several test files share are handed out as fixtures, since
+test files do not import each other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Read when numpy, torch and JAX are first imported, so before anything else here.
+for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+# The same examples on every run and machine; a slow machine is not a failure.
+hypothesis.settings.register_profile("house", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def key() -> int:
+    """A fixed 64-bit key."""
+    return 0x1DEA_5EED_0BAD_F00D
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def load_file(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], ModuleType]:
+    """Import a file by its path under a name of its own, for the length of one test."""
+
+    def load(path: Path) -> ModuleType:
+        name = f"_loaded_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Iterator[Any]:
+    """The embedded language model, loaded once; for tests marked `model`.
+
+    Weights that cannot be had are a failure, not a skip: leave these tests out by
+    `-m "not model"`. An environment without torch has no such model.
+    """
+    pytest.importorskip("torch")
+    from lmppl.lm import load
+
+    yield load("smollm2")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests recorded by `record_property("figure", text)`."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    for report in reports:
+        for name, value in report.user_properties:
+            if name == "figure" and report.when == "call":
+                terminalreporter.write_line(f"figure: {value}")
