@@ -44,10 +44,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(THREADS) $(BIN)/python -m pytest -q -m "not slow"
+	$(THREADS) $(BIN)/python -m pytest -m "not slow"
 
 test-all: lint
-	$(THREADS) $(BIN)/python -m pytest -q
+	$(THREADS) $(BIN)/python -m pytest
 
 public-names: $(STAMP)
 	$(BIN)/python tests/test_public_names.py --write
@@ -57,7 +57,7 @@ bench: $(STAMP)
 	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
