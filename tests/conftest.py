@@ -68,7 +68,7 @@ def smollm2() -> Iterator[Any]:
     `-m "not model"`. An environment without torch has no such model.
     """
     pytest.importorskip("torch")
-    from lmppl.lm import load
+    from lmppl.lm.load import load
 
     yield load("smollm2")
 
