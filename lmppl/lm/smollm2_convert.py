@@ -89,7 +89,10 @@ def _save_model(facts: dict[str, Any], weights: dict[str, Array], out: Path) -> 
         num_key_value_heads=int(facts["llama.attention.head_count_kv"]),
         max_position_embeddings=int(facts["llama.context_length"]),
         rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": float(facts["llama.rope.freq_base"])},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": float(facts["llama.rope.freq_base"]),
+        },
         tie_word_embeddings=True,
         dtype="float32",
         architectures=["LlamaForCausalLM"],

