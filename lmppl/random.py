@@ -8,8 +8,7 @@ any batch, in any order, on any device.
 Chance enters in one place, the `Chance` protocol, with two questions:
 
 * `categorical(keys, log_weights)`: one index per row, P(v) ∝ exp(log_weights[v]);
-* `offset(key, breakpoints)`: one uniform number in [0, 1), for systematic and stratified
-  resampling and for numeric sites.
+* `offsets(keys, breakpoints)`: one uniform number per key, for resampling.
 
 Production answers by **keyed Gumbel-max**: index = argmax_v (log w_v + G(key, v)). A mask only sets
 entries to `-inf` and shifts nobody's noise; nearly equal logits give the same index except near
@@ -23,6 +22,7 @@ Reference: Gumbel (1954); Maddison, Tarlow and Minka, A* sampling (2014).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -84,7 +84,7 @@ def fold_array(keys: Keys, word: int | Keys) -> Keys:
 
 
 def uniforms(keys: Keys, counters: Keys) -> Floats:
-    """u in the open interval (0, 1), 52 bits, for each (key, counter) after broadcasting."""
+    """U in the open interval (0, 1), 52 bits, for each (key, counter) after broadcasting."""
     bits = mix_array(keys + (counters + np.uint64(1)) * np.uint64(GOLDEN))
     return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
@@ -106,11 +106,11 @@ class Chance(Protocol):
         """One index per row of `log_weights` [B, V]; every row has a positive weight."""
         ...
 
-    def offset(self, key: Key, breakpoints: Floats | None = None) -> float:
-        """A uniform number in [0, 1).
+    def offsets(self, keys: Keys, breakpoints: Sequence[Floats] | None = None) -> Floats:
+        """A uniform number in (0, 1) for each key [K].
 
-        `breakpoints` promises that the caller's result is constant between consecutive ones, so
-        that a test can visit each interval once; None means that it is not (a continuous draw).
+        `breakpoints[k]` promises that the caller's result is constant between consecutive ones,
+        so that a test can visit each interval once; None means a continuous draw.
         """
         ...
 
@@ -123,7 +123,9 @@ class GumbelMax:
         width = log_weights.shape[1]
         if width <= WIDE:
             counters = np.arange(width, dtype=np.uint64)
-            return np.asarray((log_weights + gumbels(keys[:, None], counters)).argmax(axis=1), dtype=np.int64)
+            return np.asarray(
+                (log_weights + gumbels(keys[:, None], counters)).argmax(axis=1), dtype=np.int64
+            )
         rows, blocks = len(log_weights), -(-width // BLOCK)
         padded = np.full((rows, blocks * BLOCK), -np.inf)
         padded[:, :width] = log_weights
@@ -139,9 +141,9 @@ class GumbelMax:
         pick = (inside + gumbels(keys[:, None], ids.astype(np.uint64))).argmax(axis=1)
         return np.asarray(block * BLOCK + pick, dtype=np.int64)
 
-    def offset(self, key: Key, breakpoints: Floats | None = None) -> float:
-        """u of the key."""
-        return uniform(key)
+    def offsets(self, keys: Keys, breakpoints: Sequence[Floats] | None = None) -> Floats:
+        """u of each key."""
+        return uniforms(keys, np.zeros(1, dtype=np.uint64))
 
 
 class Argmax:
@@ -151,9 +153,9 @@ class Argmax:
         """argmax_v log w_v, ties to the smaller id."""
         return np.asarray(log_weights.argmax(axis=1), dtype=np.int64)
 
-    def offset(self, key: Key, breakpoints: Floats | None = None) -> float:
+    def offsets(self, keys: Keys, breakpoints: Sequence[Floats] | None = None) -> Floats:
         """0.5."""
-        return 0.5
+        return np.full(len(keys), 0.5)
 
 
 def draw(chance: Chance, key: Key, log_weights: Floats) -> int:

@@ -21,7 +21,7 @@ NEG_INF = -math.inf
 
 
 def log_sum_exp(lw: Floats | Sequence[float]) -> float:
-    """log Σ exp(lw); `-inf` for an empty or all-dead array.
+    """Log Σ exp(lw); `-inf` for an empty or all-dead array.
 
     >>> round(log_sum_exp([0.0, 0.0]), 6)
     0.693147
@@ -34,7 +34,7 @@ def log_sum_exp(lw: Floats | Sequence[float]) -> float:
 
 
 def log_mean_exp(lw: Floats | Sequence[float]) -> float:
-    """log (1/N) Σ exp(lw): the evidence estimate of N properly weighted particles.
+    """Log (1/N) Σ exp(lw): the evidence estimate of N properly weighted particles.
 
     The divisor is N, dead particles included.
     """
@@ -43,7 +43,7 @@ def log_mean_exp(lw: Floats | Sequence[float]) -> float:
 
 
 def log_add(a: float, b: float) -> float:
-    """log (exp a + exp b)."""
+    """Log (exp a + exp b)."""
     if a < b:
         a, b = b, a
     return a if b == NEG_INF else a + math.log1p(math.exp(b - a))
@@ -95,7 +95,11 @@ def check_log_weight(value: object, *, site: str, term: str = "log-weight") -> f
     number = value
     if not isinstance(number, (int, float)):
         item = getattr(number, "item", None)
-        if getattr(number, "requires_grad", False) or item is None or getattr(number, "shape", ()) != ():
+        if (
+            getattr(number, "requires_grad", False)
+            or item is None
+            or getattr(number, "shape", ()) != ()
+        ):
             raise TypeError(
                 f"site {site!r}: {term} must be a number, got {type(value).__name__} {value!r:.120}\n"
                 "  fix:   return one float per particle; a bool means a hard constraint"

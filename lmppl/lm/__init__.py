@@ -1,0 +1,1 @@
+"""Language models: the protocol, the token loop and the backends."""

@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from lmppl.errors import BadArgument
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
 
@@ -75,6 +76,8 @@ class Capabilities:
     full_rows: bool = True
     batch_invariant: bool = True
     """Same tokens for every batch size (float32 on CPU), not merely up to near-ties."""
+    empty_context: bool = False
+    """Whether a text may start from no token at all."""
 
 
 @dataclass
@@ -110,7 +113,7 @@ class Rows(ABC):
 
     @abstractmethod
     def log_mass(self, sets: Sequence[Sequence[int]], temperatures: Sequence[float]) -> Floats:
-        """log Σ_{v ∈ sets[b]} p(v | row b) [B]: the mass of an event, such as "the text ends here"."""
+        """Log Σ_{v ∈ sets[b]} p(v | row b) [B]: the mass of an event, such as "the text ends here"."""
 
     @abstractmethod
     def push(self, tokens: Ints) -> None:
@@ -129,7 +132,7 @@ class Rows(ABC):
         """End the batch; its state may serve later prefixes."""
 
 
-@dataclass
+@dataclass(eq=False)
 class LanguageModel(ABC):
     """A causal language model with its tokenizer.
 
@@ -145,12 +148,34 @@ class LanguageModel(ABC):
     bos_id: int | None = None
     capabilities: Capabilities = field(default_factory=Capabilities)
     usage: Usage = field(default_factory=Usage)
+    _contexts: dict[str, Ids] = field(default_factory=dict, repr=False)
 
     # -- tokenizer ---------------------------------------------------------------------------
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
         """The canonical token ids of a text; no special ids, no BOS."""
+
+    def context(self, text: str) -> Ids:
+        """The ids of a prompt: a BOS if the model wants one, then the text.
+
+        Raises:
+            BadArgument: nothing is left, and the model cannot start from nothing.
+        """
+        found = self._contexts.get(text)
+        if found is None:
+            found = self.encode(text)
+            if self.bos_id is not None:
+                found = (self.bos_id, *found)
+            if not found and not self.capabilities.empty_context:
+                raise BadArgument(
+                    f"the prompt is empty, and {self.name!r} has no token to start from",
+                    fix="write at least one character",
+                )
+            if len(self._contexts) >= 4096:
+                self._contexts.clear()
+            self._contexts[text] = found
+        return found
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -187,7 +212,7 @@ class LanguageModel(ABC):
         ends: Sequence[Sequence[int] | None],
         temperatures: Sequence[float],
     ) -> list[Floats]:
-        """log p(x_t | context, x_<t) for each token of each continuation.
+        """Log p(x_t | context, x_<t) for each token of each continuation.
 
         Where `ends[b]` is a set of ids, one more entry follows: the log-mass of that set after the
         continuation. So row b is an array [T_b] or [T_b + 1]. This default feeds the tokens one by
@@ -200,14 +225,18 @@ class LanguageModel(ABC):
         rows = self.open([contexts[b] for b in alive])
         step = 0
         while alive:
-            sets = [(continuations[b][step],) if step < len(continuations[b]) else ends[b] or () for b in alive]
+            sets = [
+                (continuations[b][step],) if step < len(continuations[b]) else ends[b] or ()
+                for b in alive
+            ]
             masses = rows.log_mass(sets, [temperatures[b] for b in alive])
             for b, mass in zip(alive, masses.tolist(), strict=True):
                 out[b].append(mass)
             keep = [
                 i
                 for i, b in enumerate(alive)
-                if step + 1 < len(continuations[b]) or (step < len(continuations[b]) and ends[b] is not None)
+                if step + 1 < len(continuations[b])
+                or (step < len(continuations[b]) and ends[b] is not None)
             ]
             if not keep:
                 break

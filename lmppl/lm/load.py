@@ -1,8 +1,8 @@
 """Language models by name.
 
-    load("smollm2")                  the embedded default, SmolLM2-135M-Instruct
-    load("folder/or/owner/name")     any causal model of transformers (safetensors)
-    load("table:file.json")          a tiny exact model, for tests and teaching
+load("smollm2")                  the embedded default, SmolLM2-135M-Instruct
+load("folder/or/owner/name")     any causal model of transformers (safetensors)
+load("table:file.json")          a tiny exact model, for tests and teaching
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def load(name: str, *, progress: hub.Progress | None = None, **options: Any) -> 
         return TorchLM.load(folder, **options)
     local = hub.cached(name)
     if local is None:
-        fetched = hub.fetch(name, progress or smollm2.to_stderr) if _is_repo(name) else "not a hub name"
+        fetched = (
+            hub.fetch(name, progress or smollm2.to_stderr) if _is_repo(name) else "not a hub name"
+        )
         if isinstance(fetched, str):
             near = ", ".join(m.name for m in available())
             raise ModelNotFound(

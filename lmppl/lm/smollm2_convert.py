@@ -72,15 +72,17 @@ def _deinterleave(array: Array, heads: int) -> Array:
 
 
 def _save_model(facts: dict[str, Any], weights: dict[str, Array], out: Path) -> None:
+    import transformers
     from safetensors.numpy import save_file
-    from transformers import GenerationConfig, LlamaConfig
 
-    special = {
+    hf: Any = transformers
+
+    special: dict[str, Any] = {
         "bos_token_id": int(facts["tokenizer.ggml.bos_token_id"]),
         "eos_token_id": int(facts["tokenizer.ggml.eos_token_id"]),
         "pad_token_id": int(facts["tokenizer.ggml.padding_token_id"]),
     }
-    config = LlamaConfig(
+    config = hf.LlamaConfig(
         vocab_size=int(facts["llama.vocab_size"]),
         hidden_size=int(facts["llama.embedding_length"]),
         intermediate_size=int(facts["llama.feed_forward_length"]),
@@ -101,15 +103,18 @@ def _save_model(facts: dict[str, Any], weights: dict[str, Array], out: Path) -> 
     out.mkdir(parents=True, exist_ok=True)
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
     config.save_pretrained(str(out))
-    GenerationConfig(**special).save_pretrained(str(out))
+    hf.GenerationConfig(**special).save_pretrained(str(out))
 
 
 def _save_tokenizer(facts: dict[str, Any], out: Path) -> None:
+    import transformers
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+
+    hf: Any = transformers
 
     tokens = [str(t) for t in facts["tokenizer.ggml.tokens"]]
-    merges = [tuple(str(m).split(" ", 1)) for m in facts["tokenizer.ggml.merges"]]
+    pairs = (str(m).partition(" ") for m in facts["tokenizer.ggml.merges"])
+    merges = [(left, right) for left, _, right in pairs]
     bpe = models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges)
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -122,7 +127,7 @@ def _save_tokenizer(facts: dict[str, Any], out: Path) -> None:
     kinds = [int(k) for k in facts["tokenizer.ggml.token_type"]]
     control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
-    fast = PreTrainedTokenizerFast(
+    fast = hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=tokens[facts["tokenizer.ggml.bos_token_id"]],
         eos_token=tokens[facts["tokenizer.ggml.eos_token_id"]],

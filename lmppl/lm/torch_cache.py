@@ -101,7 +101,7 @@ class Block:
 
 @dataclass(eq=False)
 class Pass:
-    """One forward pass over consecutive rows of a block: tokens [b, Q] at slots start_b …"""
+    """One forward pass over consecutive rows of a block, tokens [b, Q] at slots start_b onwards."""
 
     block: Block
     lo: int
@@ -123,6 +123,8 @@ class Pass:
         self.own = self.starts[:, None] + torch.arange(self.width, device=self.device)
         """Slot of each new token [b, Q]."""
         self.rows = torch.arange(self.hi - self.lo, device=self.device)[:, None]
+        self.heard: dict[int, int] = {}
+        """The sliding window that each layer attended with (0: none)."""
         self._bias: dict[tuple[int, torch.dtype], Tensor | None] = {}
 
     def bias(self, window: int, dtype: torch.dtype) -> Tensor | None:
@@ -238,6 +240,7 @@ def attend(
     bias = current.bias(window, query.dtype)
     trunk = current.block.trunk
     layer = int(module.layer_idx)
+    current.heard[layer] = window
     if width > 1 and cap is None:
         if trunk.length:
             key = torch.cat([trunk.keys[layer].expand(batch, -1, -1, -1), key], dim=2)

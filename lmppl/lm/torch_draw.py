@@ -59,7 +59,7 @@ def normalise(x: Tensor) -> Normaliser:
     if x.shape[1] <= WIDE:
         return Normaliser(top, mass.sum(dim=1).to(wide).log(), None)
     whole = x.shape[1] // BLOCK * BLOCK
-    blocks = mass[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=2)
+    blocks = mass[:, :whole].view(len(mass), -1, BLOCK).sum(dim=2)
     if whole < x.shape[1]:
         blocks = torch.cat([blocks, mass[:, whole:].sum(dim=1, keepdim=True)], dim=1)
     return Normaliser(top, blocks.to(wide).sum(dim=1).log(), blocks)

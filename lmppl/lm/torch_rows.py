@@ -12,6 +12,7 @@ from lmppl.errors import BadArgument, ContextOverflow
 from lmppl.lm.base import Drawn, Rows, TokenLaw
 from lmppl.lm.torch_cache import Block
 from lmppl.lm.torch_draw import Logits, as_index
+from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_prefill import Retained
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ints, Keys
@@ -28,7 +29,12 @@ class TorchRows(Rows):
     """
 
     def __init__(
-        self, lm: TorchLM, block: Block, logits: Logits | None, ids: NDArray[np.uint32], lens: Ints
+        self,
+        lm: TorchLM,
+        block: Block | NativeBlock,
+        logits: Logits | None,
+        ids: NDArray[np.uint32],
+        lens: Ints,
     ) -> None:
         """Rows whose tokens are ids[b, :lens[b]], all computed."""
         self.lm = lm
@@ -53,7 +59,7 @@ class TorchRows(Rows):
             tokens = np.stack(
                 [self.ids[np.arange(len(self)), starts + q] for q in range(width)], axis=1
             )
-            self.logits = Logits(self.lm.step(self.block, tokens.astype(np.int64)))
+            self.logits = self.lm.step(self.block, tokens.astype(np.int64))
             self.pending = 0
         return self.logits
 
@@ -101,7 +107,7 @@ class TorchRows(Rows):
             return
         with self.lm.computing():
             dropped = np.setdiff1d(np.arange(len(self)), rows)
-            if len(dropped):
+            if len(dropped) and isinstance(self.block, Block):
                 self._retain(self.block.select(dropped), dropped)
             self.block = self.block.select(rows, self.lm.spare)
             self.ids, self.lens = self.ids[rows], self.lens[rows]
@@ -115,13 +121,15 @@ class TorchRows(Rows):
         if self.closed:
             return
         self.closed = True
-        if len(self):
+        if len(self) and isinstance(self.block, Block):
             self._retain(self.block, np.arange(len(self)))
         self.logits = None
 
     def _retain(self, block: Block, rows: Ints) -> None:
         known = block.trunk.length + block.lens
-        keys = [self.ids[r, :n].tobytes() for r, n in zip(rows.tolist(), known.tolist(), strict=True)]
+        keys = [
+            self.ids[r, :n].tobytes() for r, n in zip(rows.tolist(), known.tolist(), strict=True)
+        ]
         logits = None
         if not self.pending and self.logits is not None:
             whole = len(rows) == len(self)

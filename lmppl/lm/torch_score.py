@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from lmppl.lm.torch_draw import Logits, as_index
 from lmppl.lm.torch_prefill import Places
@@ -37,9 +36,12 @@ class Scoring:
         self.seqs = sorted({job[0] for job in jobs})
         place = {s: u for u, s in enumerate(self.seqs)}
         self.needs = [len(s) for s in self.seqs]
-        self.counts = Counter(place[job[0]] for job in jobs)
+        self.asked_tokens = sum(len(job[0]) for job in jobs)
+        """Token positions that a scoring without any sharing would compute."""
         self._temperatures = temperatures
-        self._asked: dict[tuple[int, int], list[tuple[int, int, tuple[int, ...]]]] = defaultdict(list)
+        self._asked: dict[tuple[int, int], list[tuple[int, int, tuple[int, ...]]]] = defaultdict(
+            list
+        )
         self._out = [np.zeros(0) for _ in contexts]
         for seq, first, b, sets in jobs:
             u = place[seq]
@@ -48,9 +50,8 @@ class Scoring:
             for i, one in enumerate(sets):
                 self._asked[u, first + i].append((b, i, one))
 
-    def take(self, scores: Tensor, places: Places) -> None:
+    def take(self, logits: Logits, places: Places) -> None:
         """Read the wanted log-probabilities off the scores of one pass."""
-        logits = Logits(scores)
         asked = [
             (row, *question)
             for row, place in enumerate(places)
@@ -62,7 +63,7 @@ class Scoring:
         if len(rows) != len(logits) or bool((rows != np.arange(len(rows))).any()):
             if all(self._temperatures[b] == 1.0 for _, b, _, _ in asked):
                 logits.plain()  # one exp pass serves every question about a row
-            logits = logits.select(as_index(rows, scores.device))
+            logits = logits.select(as_index(rows, logits.scores.device))
         masses = logits.log_mass(
             [one for _, _, _, one in asked], [self._temperatures[b] for _, b, _, _ in asked]
         )

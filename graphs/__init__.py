@@ -1,0 +1,1 @@
+"""Structure over programs: ancestry of particles, graphs of thoughts."""

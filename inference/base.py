@@ -1,0 +1,391 @@
+"""`infer`: run an engine on a program.
+
+An engine is an immutable description of an algorithm. `engine.run(machine)` is a generator that
+moves particles (`lmppl.inference.population`) and returns a `Posterior`; `engine.target(program)`
+says in words and formula which law it samples. To add one, write `run`; see
+`docs/adding_an_engine.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lmppl.context import Awaited, Message, local
+from lmppl.errors import BadArgument, UnusedCondition
+from lmppl.frames import FrameContext
+from lmppl.handlers import as_models
+from lmppl.inference.population import Jobs, Machine
+from lmppl.inference.posterior import Posterior
+from lmppl.inference.scheduler import drive, drive_many
+from lmppl.jobs import Env
+from lmppl.lm.load import load
+from lmppl.program import check_program
+from lmppl.random import Argmax, Chance, GumbelMax, fold
+
+MOST_PARTICLES = 1_000_000
+
+
+class Engine(ABC):
+    """An inference algorithm."""
+
+    @abstractmethod
+    def run(self, machine: Machine) -> Jobs:
+        """Move particles to a posterior: a generator that yields jobs and returns it."""
+
+    @abstractmethod
+    def target(self, program: Any = None) -> str:
+        """Which law the weighted traces have, in words and formula."""
+
+    def chance(self, chance: Chance) -> Chance:
+        """The chance that this engine wants (greedy decoding wants none)."""
+        return chance
+
+
+def check_particles(n: object) -> int:
+    """A usable number of particles."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise BadArgument(
+            f"particles must be a positive integer, got {n!r}", fix="write particles=16"
+        )
+    if n > MOST_PARTICLES:
+        raise BadArgument(
+            f"{n:,} particles need about {n * 20 / 1e6:,.0f} GB of memory",
+            fix=f"use at most {MOST_PARTICLES:,}",
+        )
+    return n
+
+
+def infer(
+    program: Callable[..., Any],
+    *args: Any,
+    engine: Engine | None = None,
+    lm: Any = None,
+    seed: int = 0,
+    observations: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    driver: str | None = None,
+    on_error: str = "raise",
+    on_dead: str = "raise",
+    strict: bool = False,
+    chance: Chance | None = None,
+) -> Posterior:
+    """The posterior of a program.
+
+    Works in scripts, in notebooks and inside a running event loop. Called inside a program, it is
+    nested inference: its model calls join the batch of the outer run. In an `async def` program
+    write `await ainfer(...)`.
+
+    Args:
+        program: a function decorated with `@program` (or any function with sites).
+        args: its arguments.
+        engine: the algorithm; `SMC()` when left out.
+        lm: the language model: a model, a name for `lmppl.load`, or a mapping from the names a
+            program uses to either.
+        seed: all randomness is a function of it.
+        observations: values of sample sites to condition on, by address.
+        params: values of `param` sites.
+        kwargs: keyword arguments of the program.
+        driver: "greenlet", "coroutine" or "eager" (`lmppl.frames`).
+        on_error: what an exception inside a particle does: "raise", "kill" (weight zero, counted),
+            "retry".
+        on_dead: when every particle has weight zero: "raise" `AllParticlesDead`, or "return" a
+            posterior with log-evidence -inf.
+        strict: raise `DuplicateSite` on a repeated name in place of counting.
+        chance: who answers all draws; tests enumerate with it.
+
+    Returns:
+        A `Posterior`.
+
+    >>> from lmppl import Uniform, observe, program, sample
+    >>> from lmppl.inference import Enumerate
+    >>> @program
+    ... def two_dice():
+    ...     a, b = sample("a", Uniform([1, 2, 3])), sample("b", Uniform([1, 2, 3]))
+    ...     observe("sum", Uniform([a + b]), 4)
+    ...     return a
+    >>> post = infer(two_dice, engine=Enumerate())
+    >>> {v: round(p, 3) for v, p in post.marginal().items()}
+    {1: 0.333, 2: 0.333, 3: 0.333}
+    """
+    run, answers = _prepare(
+        program,
+        args,
+        dict(kwargs or {}),
+        engine,
+        lm,
+        seed,
+        observations,
+        params,
+        driver,
+        on_error,
+        on_dead,
+        strict,
+        chance,
+    )
+    outer = local.active
+    if isinstance(outer, FrameContext):
+        if outer.is_async:
+            raise BadArgument(
+                "infer inside an async def program blocks it", fix="write await ainfer(...)"
+            )
+        return _nested(outer, run)
+    before, local.active = local.active, None
+    try:
+        result: Posterior = drive(run, answers)
+    finally:
+        local.active = before
+    return result
+
+
+async def ainfer(program: Callable[..., Any], *args: Any, **options: Any) -> Posterior:
+    """`infer` for async code: the event loop goes on meanwhile; nested inside async programs."""
+    outer = local.active
+    if isinstance(outer, FrameContext):
+        run, _ = _prepare_options(program, args, options)
+        return await _nested_async(outer, run)
+    return await asyncio.to_thread(functools.partial(infer, program, *args, **options))
+
+
+def infer_many(
+    program: Callable[..., Any],
+    questions: Sequence[Any],
+    *,
+    concurrency: int = 64,
+    on_question_error: str = "raise",
+    ids: Sequence[Any] | None = None,
+    **options: Any,
+) -> list[Any]:
+    """`infer` for many questions, which share batches.
+
+    Args:
+        program: the function.
+        questions: one entry per question: a tuple of arguments, a mapping of keyword arguments,
+            or a single argument.
+        concurrency: how many questions share a batch at most.
+        on_question_error: "raise" the first error after all questions have ended (with the
+            results on its `results`), or "return" it in the place of its posterior.
+        ids: what the randomness of each question depends on; its position when left out.
+        options: those of `infer`.
+
+    Returns:
+        One `Posterior` per question, in order; equal to `infer` one by one with the same ids.
+    """
+    results: list[Any] = [None] * len(questions)
+    for index, result in infer_stream(
+        program, questions, concurrency=concurrency, ids=ids, **options
+    ):
+        results[index] = result
+    errors = [r for r in results if isinstance(r, BaseException)]
+    if errors and on_question_error == "raise":
+        error = errors[0]
+        error.results = results  # type: ignore[attr-defined]
+        raise error
+    return results
+
+
+def infer_stream(
+    program: Callable[..., Any],
+    questions: Sequence[Any],
+    *,
+    concurrency: int = 64,
+    ids: Sequence[Any] | None = None,
+    observer: Callable[[int], None] | None = None,
+    chance: Chance | None = None,
+    lm: Any = None,
+    engine: Engine | None = None,
+    **options: Any,
+) -> Iterator[tuple[int, Posterior | Exception]]:
+    """As `infer_many`, one (index, posterior or exception) after the other as they end."""
+    if concurrency < 1:
+        raise BadArgument(f"concurrency must be at least 1, got {concurrency!r}")
+    engine = engine if engine is not None else default_engine()
+    models = as_models(lm)
+    answers = engine.chance(chance or GumbelMax())
+
+    def make(index: int) -> Callable[[], Jobs]:
+        args, kwargs = _arguments(questions[index])
+        question = index if ids is None else ids[index]
+
+        def start() -> Jobs:
+            run, _ = _prepare_options(
+                program,
+                args,
+                {**options, "kwargs": kwargs, "lm": models, "engine": engine, "chance": chance},
+                question=question,
+            )
+            return run
+
+        return start
+
+    before, local.active = local.active, None
+    try:
+        yield from drive_many(
+            (make(i) for i in range(len(questions))),
+            answers,
+            concurrency=concurrency,
+            observer=observer,
+        )
+    finally:
+        local.active = before
+
+
+def _arguments(question: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(question, Mapping):
+        return (), dict(question)
+    if isinstance(question, tuple):
+        return question, {}
+    return (question,), {}
+
+
+def default_engine() -> Engine:
+    """SMC with its defaults."""
+    from lmppl.inference.smc.particle_filter import SMC
+
+    return SMC()
+
+
+def _prepare_options(
+    program: Any, args: tuple[Any, ...], options: dict[str, Any], question: Any = 0
+) -> tuple[Jobs, Chance]:
+    known = {
+        "engine": None, "lm": None, "seed": 0, "observations": None, "params": None, "kwargs": None,
+        "driver": None, "on_error": "raise", "on_dead": "raise", "strict": False, "chance": None,
+    }  # fmt: skip
+    if unknown := sorted(set(options) - set(known)):
+        raise BadArgument(
+            f"infer has no option {', '.join(unknown)}",
+            fix="pass keyword arguments of the program as kwargs={...}",
+        )
+    o = {**known, **options}
+    return _prepare(
+        program, args, dict(o["kwargs"] or {}), o["engine"], o["lm"], o["seed"], o["observations"],
+        o["params"], o["driver"], o["on_error"], o["on_dead"], o["strict"], o["chance"], question,
+    )  # fmt: skip
+
+
+def _prepare(
+    program: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    engine: Engine | None,
+    lm: Any,
+    seed: int,
+    observations: Mapping[str, Any] | None,
+    params: Mapping[str, Any] | None,
+    driver: str | None,
+    on_error: str,
+    on_dead: str,
+    strict: bool,
+    chance: Chance | None,
+    question: Any = 0,
+) -> tuple[Jobs, Chance]:
+    check_program(program)
+    engine = engine if engine is not None else default_engine()
+    if not isinstance(engine, Engine):
+        raise BadArgument(f"engine={engine!r} is no engine", fix="write engine=SMC(particles=16)")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise BadArgument(f"seed must be an integer, got {seed!r}")
+    if on_dead not in ("raise", "return"):
+        raise BadArgument(f'on_dead must be "raise" or "return", got {on_dead!r}')
+    models = as_models(lm) or dict(local.models)
+    outer = local.active
+    key = fold(0, "seed", seed)
+    if isinstance(outer, FrameContext):
+        models = {**outer.strand.launch.models, **models}
+        chance = chance or outer.strand.launch.chance
+        key = fold(key, outer.strand.key, outer.scope)
+    answers = engine.chance(chance or GumbelMax())
+    env = Env(models, answers, load)
+    machine = Machine(
+        program,
+        args,
+        kwargs,
+        env,
+        fold(key, "question", question if isinstance(question, (int, str)) else str(question)),
+        driver_name=driver,
+        on_error=on_error,
+        strict=strict,
+        conditions=dict(observations or {}),
+        params=dict(params or {}),
+    )
+    machine.launch.models = models
+    machine.launch.chance = None if isinstance(answers, Argmax) else answers
+    return _checked(engine, machine, on_dead), answers
+
+
+def _checked(engine: Engine, machine: Machine, on_dead: str) -> Jobs:
+    """The engine's run, with its errors and its end checked."""
+    posterior: Posterior = yield from engine.run(machine)
+    unused = sorted(set(machine.conditions) - machine.used)
+    if unused:
+        raise UnusedCondition(unused, sorted(machine.sites))
+    if posterior.dead and on_dead == "raise":
+        raise machine.all_dead(len(posterior))
+    return posterior
+
+
+def _nested(outer: FrameContext, run: Jobs) -> Posterior:
+    """Drive an inner run through the outer frame: its jobs travel in the outer batch."""
+    address = outer.address("infer")
+    finished = outer.skip("call", address)
+    if finished is not None:
+        known: Posterior = finished.value
+        return known
+    base = outer.mark()
+    before = local.active
+    try:
+        jobs = _next(run, None, before)
+        while True:
+            message = Message("jobs", "jobs", f"{address}/jobs", value=jobs)
+            outer.answer(message)
+            for job, outcome in zip(jobs, message.value, strict=True):
+                job.restore(outcome)
+            jobs = _next(run, jobs, before)
+    except StopIteration as stop:
+        posterior: Posterior = stop.value
+    outer.fold(base, "call", address, posterior)
+    return posterior
+
+
+async def _nested_async(outer: FrameContext, run: Jobs) -> Posterior:
+    address = outer.address("infer")
+    finished = outer.skip("call", address)
+    if finished is not None:
+        known: Posterior = finished.value
+        return known
+    base = outer.mark()
+    before = local.active
+    jobs, posterior = _advance(run, None, before)
+    while posterior is None:
+        message = Message("jobs", "jobs", f"{address}/jobs", value=jobs)
+        outcomes = await _perform(outer, message)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            job.restore(outcome)
+        jobs, posterior = _advance(run, jobs, before)
+    outer.fold(base, "call", address, posterior)
+    return posterior
+
+
+def _perform(outer: FrameContext, message: Message) -> Awaitable[Any]:
+    return Awaited(outer, message)
+
+
+def _next(run: Jobs, done: Any, outer: Any) -> Any:
+    """One step of an inner run, outside of the outer program's context."""
+    local.active = None
+    try:
+        return next(run) if done is None else run.send(done)
+    finally:
+        local.active = outer
+
+
+def _advance(run: Jobs, done: Any, outer: Any) -> tuple[Any, Posterior | None]:
+    try:
+        return _next(run, done, outer), None
+    except StopIteration as stop:
+        return None, stop.value

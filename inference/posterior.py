@@ -1,0 +1,400 @@
+"""`Posterior`: weighted traces, their evidence, and how far to trust them.
+
+Estimates are self-normalised, Σ W_i f(x_i). Their standard errors, and that of log Ẑ, are the
+genealogical ones: particles are grouped by their ancestor in the first population ("Eve"), since
+only those groups are independent. Without resampling each particle is its own group and they are
+the usual importance sampling errors.
+
+    se(f)²  = Σ_k ( Σ_{i ∈ group k} W_i (f_i - f̂) )²                      Chan and Lai (2013)
+    V(Ẑ/Z)  = 1 - (N / (N - 1))^{r + 1} (1 - Σ_k W(group k)²)              Lee and Whiteley (2018)
+
+with r resampling steps. When few ancestors survive they are not to be trusted, and the posterior
+says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lmppl.errors import AllParticlesDead, BadArgument
+from lmppl.ledger import Ledger
+from lmppl.random import draw, fold
+from lmppl.trace import Trace
+from lmppl.types import Floats, Ints
+from lmppl.weights import NEG_INF, ess, normalize
+
+if TYPE_CHECKING:
+    from lmppl.inference.population import Machine, Particle
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error."""
+
+    value: float
+    se: float
+
+
+class Interval(NamedTuple):
+    """A two-sided interval."""
+
+    low: float
+    high: float
+
+
+@dataclass
+class History:
+    """What happened at each barrier of a particle run."""
+
+    particles: int
+    ess: list[float] = field(default_factory=list)
+    log_evidence: list[float] = field(default_factory=list)
+    ancestors: list[Ints | None] = field(default_factory=list)
+    """Ancestor of each particle [N] where the population was resampled."""
+    eves: list[int] = field(default_factory=list)
+    """Distinct ancestors in the first population: the unique-ancestor curve."""
+
+    def record(
+        self, size: float, log_evidence: float, ancestors: Ints | None, eves: Sequence[int]
+    ) -> None:
+        """One barrier."""
+        self.ess.append(size)
+        self.log_evidence.append(log_evidence)
+        self.ancestors.append(ancestors)
+        self.eves.append(len(set(eves)))
+
+    def end(self, lw: Floats, eves: Sequence[int]) -> None:
+        """The final weights, which are never resampled."""
+        from lmppl.weights import log_mean_exp
+
+        self.record(ess(lw), log_mean_exp(lw), None, eves)
+
+    @property
+    def resamplings(self) -> int:
+        """How often the population was resampled."""
+        return sum(a is not None for a in self.ancestors)
+
+
+class Marginal(dict[Any, float]):
+    """P(value), largest first; `se` has the standard error of each.
+
+    >>> Marginal({"a": 0.75, "b": 0.25}, {"a": 0.1, "b": 0.1}).best
+    'a'
+    """
+
+    def __init__(self, probabilities: dict[Any, float], se: dict[Any, float]) -> None:
+        """Sort by probability, ties by how the value is shown."""
+        ranked = sorted(probabilities.items(), key=lambda kv: (-kv[1], repr(kv[0])))
+        super().__init__(ranked)
+        self.se = se
+
+    @property
+    def best(self) -> Any:
+        """The most probable value."""
+        return next(iter(self))
+
+    @property
+    def entropy(self) -> float:
+        """-Σ p log p, in nats."""
+        return -math.fsum(p * math.log(p) for p in self.values() if p > 0)
+
+    def __str__(self) -> str:
+        rows = [f"{p:7.4f} ± {self.se.get(v, math.nan):.4f}  {v!r:.80}" for v, p in self.items()]
+        return "\n".join(rows[:20] + ([f"… {len(rows) - 20} more"] if len(rows) > 20 else []))
+
+    def _repr_html_(self) -> str:
+        from lmppl.html import bar, text
+
+        rows = "".join(
+            f"<tr><td>{bar(p)}</td><td>{p:.4f}</td><td>± {self.se.get(v, math.nan):.4f}</td><td>{text(v)}</td></tr>"
+            for v, p in list(self.items())[:50]
+        )
+        return f"<table>{rows}</table>"
+
+
+class Posterior:
+    """Weighted traces and what they say.
+
+    Args:
+        traces: the particles' traces [N].
+        log_weights: their log-weights [N], on the scale of γ / q.
+        log_evidence: log Ẑ.
+        engine: what made it, as text.
+        target: the law of the weighted traces, as text.
+        exact: whether it is exact (enumeration), so that errors are zero.
+        missing: an upper bound of the prior mass that was cut off, for cut enumerations.
+    """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        log_weights: Floats,
+        log_evidence: float,
+        *,
+        engine: str = "",
+        target: str = "",
+        ledger: Ledger | None = None,
+        history: History | None = None,
+        eves: Sequence[int] | None = None,
+        deaths: dict[str, int] | None = None,
+        death_examples: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+        exact: bool = False,
+        missing: float = 0.0,
+        uniform: bool = False,
+    ) -> None:
+        """Keep the parts; weights are normalised when first needed."""
+        self.traces = list(traces)
+        self.log_weights = np.asarray(log_weights, dtype=np.float64)
+        self.log_evidence = float(log_evidence)
+        self.engine = engine
+        self.target = target
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.history = history
+        self.eves = np.asarray(
+            eves if eves is not None else range(len(self.traces)), dtype=np.int64
+        )
+        self.deaths = dict(deaths or {})
+        self.death_examples = list(death_examples)
+        self.exact = exact
+        self.missing = missing
+        self.uniform = uniform
+        self.warnings = list(warnings)
+        self.weights: Floats = normalize(self.log_weights)
+        """W_i, summing to 1 [N]; zeros when the population is dead."""
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    @property
+    def dead(self) -> bool:
+        """Whether every particle has weight zero."""
+        return not bool((self.weights > 0).any())
+
+    def _alive(self) -> None:
+        if self.dead:
+            raise AllParticlesDead(self.deaths, particles=len(self), examples=self.death_examples)
+
+    # -- estimates ---------------------------------------------------------------------------
+
+    def values(self, of: str | Callable[[Trace], Any] | None = None) -> list[Any]:
+        """One value per particle: of a site, of a function of the trace, or what was returned."""
+        if of is None:
+            return [t.result for t in self.traces]
+        if callable(of):
+            return [
+                of(t) if w > 0 else None for t, w in zip(self.traces, self.weights, strict=True)
+            ]
+        found = [t[of] if of in t else None for t in self.traces]
+        if not any(of in t for t in self.traces):
+            known = sorted({a for t in self.traces[:100] for a in t})
+            raise BadArgument(
+                f"no trace has a site {of!r}", fix=f"the sites are: {', '.join(known)}"
+            )
+        return found
+
+    def _se(self, f: Floats, mean: float) -> float:
+        if self.exact:
+            return 0.0
+        terms = self.weights * (f - mean)
+        groups = np.zeros(int(self.eves.max(initial=0)) + 1)
+        np.add.at(groups, self.eves, terms)
+        n = len(groups[groups != 0])
+        if len(set(self.eves.tolist())) == 1 and len(self) > 1:
+            return math.nan
+        return math.sqrt(float(groups @ groups)) if n else 0.0
+
+    def marginal(self, of: str | Callable[[Trace], Any] | None = None) -> Marginal:
+        """P(value) of a site, of a function of the trace, or of what the program returned.
+
+        Raises:
+            AllParticlesDead: there is no posterior.
+        """
+        self._alive()
+        values = self.values(of)
+        grouped: dict[Any, list[int]] = {}
+        for i, (v, w) in enumerate(zip(values, self.weights, strict=True)):
+            if w > 0:
+                try:
+                    grouped.setdefault(v, []).append(i)
+                except TypeError:
+                    raise BadArgument(
+                        f"a marginal needs hashable values, got {type(v).__name__}",
+                        fix="give a function, such as lambda t: tuple(t['x'])",
+                    ) from None
+        p = {v: float(self.weights[ix].sum()) for v, ix in grouped.items()}
+        se = {}
+        for v, ix in grouped.items():
+            f = np.zeros(len(self))
+            f[ix] = 1.0
+            se[v] = self._se(f, p[v])
+        return Marginal(p, se)
+
+    def expectation(self, f: str | Callable[[Trace], float] | None = None) -> Estimate:
+        """E[f] with its standard error; f is a function of the trace, or a numeric site."""
+        self._alive()
+        raw = self.values(f)
+        x = np.array([0.0 if w == 0 else float(v) for v, w in zip(raw, self.weights, strict=True)])
+        mean = float(self.weights @ x)
+        return Estimate(mean, self._se(x, mean))
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size of the final weights."""
+        return ess(self.log_weights)
+
+    @property
+    def unique_ancestors(self) -> int:
+        """Particles of the first population that living ones descend from."""
+        return len({int(e) for e, w in zip(self.eves, self.weights, strict=True) if w > 0})
+
+    @property
+    def log_evidence_se(self) -> float:
+        """Standard error of log Ẑ: √V of the module's first lines; nan for one particle."""
+        n = len(self)
+        if self.exact:
+            return 0.0
+        if n < 2 or self.dead:
+            return math.nan
+        groups = np.zeros(int(self.eves.max()) + 1)
+        np.add.at(groups, self.eves, self.weights)
+        steps = self.history.resamplings if self.history is not None else 0
+        exponent = (steps + 1) * math.log(n / (n - 1))
+        v = 1.0 - math.exp(min(exponent, 700.0)) * (1.0 - float(groups @ groups))
+        return math.sqrt(max(v, 0.0))
+
+    def log_evidence_interval(self, z: float = 1.96) -> Interval:
+        """log Ẑ ± z standard errors; a cut enumeration's upper end counts all that was cut."""
+        if self.exact:
+            top = self.log_evidence
+            if self.missing > 0:
+                top = float(np.logaddexp(top, math.log(self.missing)))
+            return Interval(self.log_evidence, top)
+        se = self.log_evidence_se
+        return Interval(self.log_evidence - z * se, self.log_evidence + z * se)
+
+    def map(self) -> Trace:
+        """The trace of the largest joint probability among those found."""
+        self._alive()
+        alive = [i for i in range(len(self)) if self.weights[i] > 0]
+        return self.traces[max(alive, key=lambda i: self.traces[i].log_joint)]
+
+    def sample(self, n: int | None = None, *, seed: int = 0) -> Any:
+        """Traces drawn with their weights: one, or a list of n."""
+        self._alive()
+        with np.errstate(divide="ignore"):
+            lw = np.log(self.weights)
+        from lmppl.random import GumbelMax
+
+        picks = [
+            draw(GumbelMax(), fold(0, "posterior", seed, i), lw)
+            for i in range(1 if n is None else n)
+        ]
+        chosen = [self.traces[i] for i in picks]
+        return chosen[0] if n is None else chosen
+
+    # -- export ------------------------------------------------------------------------------
+
+    def to_dataframe(self) -> Any:
+        """One row per particle: weight, result and every site (pandas)."""
+        from lmppl.inference.export import to_dataframe
+
+        return to_dataframe(self)
+
+    def to_arviz(self, *, draws: int | None = None, seed: int = 0) -> Any:
+        """An `xarray.DataTree`: see `lmppl.inference.export`."""
+        from lmppl.inference.export import to_arviz
+
+        return to_arviz(self, draws=draws, seed=seed)
+
+    def save(self, path: Any) -> None:
+        """Write as JSON lines: a header, then one particle a line."""
+        from lmppl.inference.files import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: Any) -> Posterior:
+        """Read what `save` wrote."""
+        from lmppl.inference.files import load
+
+        return load(path)
+
+    def __repr__(self) -> str:
+        if self.dead:
+            return f"Posterior({self.engine}: all {len(self)} particles dead at {self.deaths})"
+        best = list(self.marginal(lambda t: _hashable(t.result)).items())[:3]
+        shown = ", ".join(f"{v!r:.40}: {p:.3f}" for v, p in best)
+        return (
+            f"Posterior({self.engine}: {{{shown}}}, log evidence {self.log_evidence:.4g}, "
+            f"ESS {self.ess:.1f} of {len(self)})"
+        )
+
+    def _repr_html_(self) -> str:
+        from lmppl.inference.report import posterior_html
+
+        return posterior_html(self)
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value
+
+
+def population_posterior(
+    machine: Machine,
+    engine: Any,
+    population: Sequence[Particle],
+    log_evidence: float,
+    history: History | None = None,
+    **more: Any,
+) -> Posterior:
+    """The posterior of a finished population, with the warnings it deserves."""
+    import time
+
+    machine.ledger.seconds = time.perf_counter() - machine.began
+    lw = np.array([p.log_weight for p in population], dtype=np.float64)
+    posterior = Posterior(
+        [p.trace for p in population],
+        lw,
+        log_evidence,
+        engine=repr(engine),
+        target=engine.target(machine.program),
+        ledger=machine.ledger,
+        history=history,
+        eves=[p.eve for p in population],
+        deaths=dict(Counter(machine.deaths)),
+        death_examples=[f"{s}: {v}" for s, v in list(machine.killed_values.items())[:3]],
+        **more,
+    )
+    posterior.warnings += diagnose(posterior, machine.restricted)
+    return posterior
+
+
+def diagnose(posterior: Posterior, restricted: set[str]) -> list[str]:
+    """What a careful reader should know about the numbers."""
+    found = []
+    if restricted:
+        found.append(
+            f"restricted to proposal support at {', '.join(sorted(restricted))}: top_p or top_k can never draw "
+            'some values, so the evidence is biased low; add mixture=0.1 or target="proposal"'
+        )
+    if not posterior.exact and not posterior.dead and len(posterior) > 2:
+        if posterior.ess < 2:
+            found.append(
+                f"ESS {posterior.ess:.2f} of {len(posterior)}: one particle carries the posterior; "
+                "use more particles, a proposal or a guide"
+            )
+        elif posterior.unique_ancestors == 1:
+            found.append("all particles descend from one: standard errors cannot be estimated")
+    if posterior.log_evidence == NEG_INF:
+        found.append(f"every particle has weight zero; killed at {posterior.deaths}")
+    return found

@@ -1,0 +1,210 @@
+"""One batch for everything that waits: particles, plate branches, questions, nested inferences.
+
+Engines are generators that yield jobs. The scheduler runs every generator until it waits; when
+nobody runs, all askers are known, and all waiting model jobs become one batch per model and kind.
+There are no timers. Effects run beside it, on threads and on one event loop; a batch never waits
+for them, their particles join the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lmppl import context
+from lmppl.errors import Deadlock
+from lmppl.inference.population import Jobs
+from lmppl.jobs import Effect, Generate, Job, Score, run_lm_jobs
+from lmppl.random import Chance
+
+WORKERS = 32
+
+
+class EffectRunner:
+    """Runs effects beside the scheduler; finished ones arrive in `done`."""
+
+    def __init__(self) -> None:
+        """Start nothing before the first effect."""
+        self.done: queue.SimpleQueue[Effect] = queue.SimpleQueue()
+        self._pool: ThreadPoolExecutor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, job: Effect) -> None:
+        """Start an effect."""
+        began = time.perf_counter()
+
+        def finish(value: Any, error: BaseException | None) -> None:
+            job.outcome = (value, error)
+            if job.ledger is not None:
+                job.ledger.effect_seconds += time.perf_counter() - began
+            self.done.put(job)
+
+        if inspect.iscoroutinefunction(job.fn):
+            future = asyncio.run_coroutine_threadsafe(
+                self._wait(job.fn(*job.args, **job.kwargs), job), self._side_loop()
+            )
+            future.add_done_callback(
+                lambda f: finish(None, f.exception()) if f.exception() else finish(f.result(), None)
+            )
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="lmppl-effect")
+        variables = contextvars.copy_context()
+        settled = threading.Event()
+
+        def run() -> None:
+            try:
+                value = variables.run(job.fn, *job.args, **job.kwargs)
+                if inspect.isawaitable(value):
+                    value = asyncio.run_coroutine_threadsafe(
+                        self._wait(value, job), self._side_loop()
+                    ).result()
+            except Exception as error:
+                outcome: tuple[Any, BaseException | None] = (None, error)
+            else:
+                outcome = (value, None)
+            if not settled.is_set():
+                settled.set()
+                finish(*outcome)
+
+        self._pool.submit(run)
+        if job.timeout is not None:
+
+            def give_up() -> None:
+                if not settled.is_set():
+                    settled.set()
+                    finish(None, TimeoutError(f"no answer after {job.timeout} s"))
+
+            timer = threading.Timer(job.timeout, give_up)
+            timer.daemon = True
+            timer.start()
+
+    async def _wait(self, value: Any, job: Effect) -> Any:
+        return await asyncio.wait_for(value, job.timeout)
+
+    def _side_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="lmppl-loop", daemon=True).start()
+        return self._loop
+
+    def close(self) -> None:
+        """Let running effects end by themselves; start no more."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+class _Client:
+    """One engine run and the jobs it waits for."""
+
+    def __init__(self, index: int, run: Jobs) -> None:
+        self.index = index
+        self.run = run
+        self.waiting = 0
+        self.completed: list[Job] = []
+        self.started = False
+
+
+def drive_many(
+    runs: Iterable[Callable[[], Jobs]],
+    chance: Chance,
+    *,
+    concurrency: int,
+    observer: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Run many engine runs together; yield (index, result or exception) as they end.
+
+    Args:
+        runs: makers of generators; a new one starts when fewer than `concurrency` run.
+        chance: who answers the draws of model jobs.
+        concurrency: how many share a batch at most.
+        observer: called with the number of running ones before each batch.
+    """
+    effects = EffectRunner()
+    makers = enumerate(runs)
+    clients: dict[int, _Client] = {}
+    waiting: list[Generate | Score] = []
+    of_job: dict[int, _Client] = {}
+    exhausted = False
+    context.engines_running += 1
+    try:
+        while True:
+            while not exhausted and len(clients) < concurrency:
+                try:
+                    index, make = next(makers)
+                except StopIteration:
+                    exhausted = True
+                    break
+                clients[index] = _Client(index, make())
+            if not clients:
+                return
+            for client in list(clients.values()):
+                if client.started and not client.completed:
+                    continue
+                try:
+                    if client.started:
+                        done, client.completed = client.completed, []
+                        new = client.run.send(done)
+                    else:
+                        client.started = True
+                        new = next(client.run)
+                except StopIteration as stop:
+                    del clients[client.index]
+                    yield client.index, stop.value
+                    continue
+                except Exception as error:
+                    del clients[client.index]
+                    yield client.index, error
+                    continue
+                client.waiting += len(new)
+                for job in new:
+                    of_job[id(job)] = client
+                    if isinstance(job, Effect):
+                        effects.submit(job)
+                    else:
+                        waiting.append(job)
+                if not client.waiting:
+                    raise Deadlock(
+                        "an engine waits, and none of its jobs runs", fix="report this as a bug"
+                    )
+            batch, waiting = waiting, []
+            if batch:
+                if observer is not None:
+                    observer(len(clients))
+                run_lm_jobs(batch, chance)
+                _complete(batch, of_job)
+            elif clients and not any(c.completed or not c.started for c in clients.values()):
+                _complete([effects.done.get()], of_job)
+            while not effects.done.empty():
+                _complete([effects.done.get()], of_job)
+    finally:
+        context.engines_running -= 1
+        for client in clients.values():
+            client.run.close()
+        effects.close()
+
+
+def _complete(jobs: Sequence[Job], of_job: dict[int, _Client]) -> None:
+    for job in jobs:
+        client = of_job.pop(id(job), None)
+        if client is not None:
+            client.waiting -= 1
+            client.completed.append(job)
+
+
+def drive(run: Jobs, chance: Chance) -> Any:
+    """Run one engine run to its result."""
+    for _, result in drive_many([lambda: run], chance, concurrency=1):
+        if isinstance(result, BaseException):
+            raise result
+        return result
+    raise Deadlock("an engine run ended without a result")

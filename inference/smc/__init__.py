@@ -1,0 +1,1 @@
+"""Particle filters and their parts: the filter, resampling schemes."""

@@ -1,0 +1,192 @@
+"""Sequential Monte Carlo over programs: the particle filter.
+
+    population of N particles, weight 1 each
+    until all are finished:
+        every unfinished particle passes one barrier      # propagate, reweight
+        if ESS(w · h) < τ N and some are unfinished:
+            draw ancestors with probability ∝ w h         # resample
+            child weight = mean(w h) / h(ancestor)
+    Ẑ = mean of the final weights
+
+`h` is the guide, a positive function of the partial trace (1 when there is none, and 1 for a
+finished particle), so it moves only the intermediate targets: E[Ẑ] = Z whatever it is. The child's
+weight keeps Σ w of the population in expectation, so no separate evidence is carried.
+
+Particles may reach sites at different times: a finished one absorbs, keeps its weight and takes
+part in resampling. The population is never resampled when all are finished.
+
+Reference: Del Moral, Doucet and Jasra, Sequential Monte Carlo samplers (2006); Algorithm 10.1 of
+Chopin and Papaspiliopoulos (2020); guides as twists, Whiteley and Lee (2014).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lmppl.errors import BadArgument, LmpplError
+from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.population import Jobs, Machine, Particle, Stop
+from lmppl.inference.posterior import History, population_posterior
+from lmppl.inference.smc.resampling import Scheme, scheme
+from lmppl.random import fold
+from lmppl.trace import Trace
+from lmppl.types import Floats, Ints
+from lmppl.weights import NEG_INF, check_log_weight, ess, log_mean_exp, normalize
+
+Guide = Callable[[Trace], float]
+
+
+@dataclass(frozen=True)
+class tokens:  # noqa: N801
+    """A barrier every `k` tokens inside strings, and at every other site: `resample_at=tokens(8)`."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        """Check k."""
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise BadArgument(f"tokens(k) needs a positive integer, got {self.k!r}")
+
+
+@dataclass(frozen=True)
+class SMC(Engine):
+    """Sequential Monte Carlo.
+
+    Args:
+        particles: N.
+        resampling: "systematic", "stratified", "residual", "multinomial", or a function.
+        ess_threshold: τ; resample when ESS < τ N. 0 never resamples (importance sampling), 1
+            always does unless all weights are equal; `always=True` even then.
+        resample_at: "site" (every site), "factor" (observations and factors), or `tokens(k)`.
+        guide: log h of a partial trace (see `lmppl.trace.Trace`), finite wherever the particle is
+            alive.
+        always: resample at every barrier.
+
+    >>> from lmppl import Bernoulli, factor, program, sample
+    >>> from lmppl.inference import infer
+    >>> @program
+    ... def coin():
+    ...     heads = sample("heads", Bernoulli(0.5))
+    ...     factor("bias", 0.0 if heads else -1.0)
+    ...     return heads
+    >>> post = infer(coin, engine=SMC(particles=1000), seed=0)
+    >>> abs(post.marginal()[True] - 0.731) < 0.05
+    True
+    """
+
+    particles: int = 16
+    resampling: str | Scheme = "systematic"
+    ess_threshold: float = 0.5
+    resample_at: str | tokens = "site"
+    guide: Guide | None = None
+    always: bool = False
+    _scheme: Scheme = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_particles(self.particles)
+        if not (isinstance(self.ess_threshold, (int, float)) and 0.0 <= self.ess_threshold <= 1.0):
+            raise BadArgument(f"ess_threshold must be in [0, 1], got {self.ess_threshold!r}")
+        if not isinstance(self.resample_at, tokens) and self.resample_at not in ("site", "factor"):
+            raise BadArgument(
+                f'resample_at must be "site", "factor" or tokens(k), got {self.resample_at!r}'
+            )
+        object.__setattr__(self, "_scheme", scheme(self.resampling))
+
+    def target(self, program: Any = None) -> str:
+        """The law of the weighted traces."""
+        name = getattr(program, "__name__", "program")
+        lines = [
+            f"γ(trace of {name}) = Π p(sample) · Π p(observation) · Π exp(factor); posterior = γ / Z",
+            f"Ẑ = mean of {self.particles} final weights, E[Ẑ] = Z for every number of particles",
+        ]
+        if self.guide is not None:
+            lines.append(
+                "intermediate targets γ_t · h(partial trace); h = 1 at the end, so γ is unchanged"
+            )
+        return "\n".join(lines)
+
+    def run(self, machine: Machine) -> Jobs:
+        """The loop of the module's first lines."""
+        n = self.particles
+        population = [machine.particle(i) for i in range(n)]
+        history = History(n)
+        limit = self.resample_at.k if isinstance(self.resample_at, tokens) else None
+        stop: Stop = "factor" if self.resample_at == "factor" else "site"
+        if self.ess_threshold == 0.0 and not self.always:
+            stop, limit = "end", None
+        step = 0
+        while True:
+            # Propagate and reweight
+            yield from machine.advance(population, stop, limit)
+            lw = np.array([p.log_weight for p in population])
+            if all(p.finished for p in population):
+                break
+            logh = self._guides(population)
+            v = lw + logh
+            size = ess(v)
+            ancestors: Ints | None = None
+            if size > 0 and (self.always or (size < self.ess_threshold * n)):
+                # Resample
+                ancestors = self._scheme(
+                    normalize(v), fold(machine.key, "resample", step), machine.env.chance
+                )
+                population = offspring(machine, population, ancestors, lw, v, step)
+            history.record(size, log_mean_exp(lw), ancestors, [p.eve for p in population])
+            step += 1
+        history.end(lw, [p.eve for p in population])
+        return population_posterior(machine, self, population, log_mean_exp(lw), history)
+
+    def _guides(self, population: list[Particle]) -> Floats:
+        if self.guide is None:
+            return np.zeros(len(population))
+        return np.array([0.0 if p.finished else guide_value(self.guide, p) for p in population])
+
+
+def guide_value(guide: Guide, p: Particle) -> float:
+    """log h of a living particle: finite, or an error that names where it was not."""
+    trace = Trace(p.strand.head, None)
+    trace.partial = {
+        leaf.pending.address: leaf.job.state
+        for leaf in p.strand.leaves()
+        if leaf.pending is not None and hasattr(leaf.job, "state")
+    }
+    value = check_log_weight(guide(trace), site="guide", term="log guide")
+    if value == NEG_INF:
+        raise LmpplError(
+            "the guide gave zero to a particle that is alive",
+            where=f"particle {p.index}, after {list(trace)[-1:] or 'the start'}",
+            why="a guide only directs the search; zero would cut part of the target off and bias the result",
+            fix="return a finite number, such as -20.0; use factor(...) in the program to rule something out",
+        )
+    return value
+
+
+def offspring(
+    machine: Machine, population: list[Particle], ancestors: Ints, lw: Floats, v: Floats, step: int
+) -> list[Particle]:
+    """The children of a resampling step, in the order of their ancestors.
+
+    A child of a has log-weight lw_a - v_a + logmeanexp(v): multiplied by the guide, all are equal,
+    and the sum over the population is kept in expectation.
+    """
+    level = log_mean_exp(v)
+    born: dict[int, int] = {}
+    children = []
+    for slot, a in enumerate(ancestors.tolist()):
+        j = born.get(a, 0)
+        born[a] = j + 1
+        parent = population[a]
+        child = machine.fork(parent, fold(parent.key, "offspring", step, j), slot, frames=j == 0)
+        shift = lw[a] - v[a] + level - lw[a]
+        child.logw = parent.logw + (shift if math.isfinite(shift) else 0.0)
+        children.append(child)
+    for a, parent in enumerate(population):
+        if a not in born:
+            parent.strand.kill()
+    return children

@@ -1,0 +1,57 @@
+"""lmppl: probabilistic programming where some random variables are texts.
+
+A program is a plain Python function; `LM(prompt)` makes a language model the law of a string;
+an engine of `lmppl.inference` returns the posterior.
+"""
+
+from lmppl import handlers
+from lmppl.distributions import Bernoulli, Categorical, Delta, Mixture, Uniform
+from lmppl.errors import LmpplError
+from lmppl.lm.load import load
+from lmppl.primitives import (
+    cached,
+    call,
+    deterministic,
+    effect,
+    factor,
+    loop,
+    markov,
+    observe,
+    param,
+    plate,
+    sample,
+)
+from lmppl.program import program
+from lmppl.strings import LM, Chat, Choice, power
+from lmppl.text import Text, prompt
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LM",
+    "Bernoulli",
+    "Categorical",
+    "Chat",
+    "Choice",
+    "Delta",
+    "LmpplError",
+    "Mixture",
+    "Text",
+    "Uniform",
+    "call",
+    "cached",
+    "deterministic",
+    "effect",
+    "factor",
+    "handlers",
+    "load",
+    "loop",
+    "markov",
+    "observe",
+    "param",
+    "plate",
+    "power",
+    "program",
+    "prompt",
+    "sample",
+]

@@ -1,0 +1,184 @@
+"""Regular languages over tokens: which ids may come next, by llguidance.
+
+A constraint is an automaton over *bytes*; `ConstraintState` is one of its states, immutable, so
+that a particle forks by copying a reference. States are shared by all particles of a run: one
+state (and one mask) per distinct byte prefix.
+
+The mask allows **every** tokenisation of the language, not only the canonical one: llguidance
+narrows forced bytes to one token, which would silently change the target, so forced stretches are
+opened again here. Tokens that are half a character, or that share their bytes with another id, are
+handled as bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from bisect import bisect_left
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from lmppl.errors import ConstraintError, excerpt
+from lmppl.lm.base import LanguageModel
+from lmppl.types import Bools
+
+KEEP_STATES = 4096
+
+
+class _Vocabulary:
+    """A model's tokens in llguidance's form, made once per model.
+
+    256 single-byte tokens are appended, so that any forced bytes can be spelled; they lie beyond
+    the model's ids and are cut off every mask.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        self.size = lm.vocab_size
+        words = [lm.token_bytes(i) for i in range(self.size)]
+        self.by_bytes: dict[bytes, list[int]] = {}
+        for i, word in enumerate(words):
+            if word:
+                self.by_bytes.setdefault(word, []).append(i)
+        self.sorted = sorted(self.by_bytes)
+        self.eos = np.array(sorted(lm.eos_ids), dtype=np.int64)
+        size, end = self.size, self.size + 256
+
+        class Wrapped:
+            eos_token_id = end
+            bos_token_id = None
+            tokens = [*words, *(bytes([b]) for b in range(256)), b""]
+            special_token_ids = [*(i for i, w in enumerate(words) if not w), end]
+
+            def __call__(self, text: bytes | str) -> list[int]:
+                raw = text if isinstance(text, bytes) else text.encode()
+                return [size + b for b in raw]
+
+        self.tokenizer = LLTokenizer(TokenizerWrapper(Wrapped()))
+
+    def starting_with(self, prefix: bytes) -> list[int]:
+        out: list[int] = []
+        at = bisect_left(self.sorted, prefix)
+        while at < len(self.sorted) and self.sorted[at].startswith(prefix):
+            out += self.by_bytes[self.sorted[at]]
+            at += 1
+        return out
+
+
+_VOCABULARIES: WeakKeyDictionary[LanguageModel, _Vocabulary] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def vocabulary_of(lm: LanguageModel) -> _Vocabulary:
+    """The llguidance view of a model's tokens."""
+    with _LOCK:
+        found = _VOCABULARIES.get(lm)
+        if found is None:
+            found = _VOCABULARIES[lm] = _Vocabulary(lm)
+        return found
+
+
+class Constraint:
+    """The strings of a regular expression, followed by one of `stop` when it is given.
+
+    Args:
+        lm: the model whose tokens are meant.
+        regex: in the syntax of Rust's regex crate, matched against the whole string.
+        stop: literal terminators; without them the string ends by an end-of-text token, or as
+            soon as no longer string matches.
+
+    Raises:
+        ConstraintError: the expression is not valid.
+    """
+
+    def __init__(self, lm: LanguageModel, regex: str, stop: tuple[str, ...] = ()) -> None:
+        """Compile the expression."""
+        from llguidance import LLMatcher
+
+        self.lm = lm
+        self.regex = regex
+        self.vocabulary = vocabulary_of(lm)
+        whole = regex
+        if stop:
+            ends = "|".join(re.escape(s).replace("\\\n", "\n") for s in stop)
+            whole = f"(?:{regex})(?:{ends})"
+        matcher = LLMatcher(self.vocabulary.tokenizer, LLMatcher.grammar_from_regex(whole))
+        if matcher.is_error():
+            message = str(matcher.get_error()).strip()
+            raise ConstraintError(
+                "this regex is not valid",
+                value=excerpt(regex),
+                why=message.splitlines()[0][:200] if message else None,
+                fix="use the syntax of Rust's regex crate: no look-around, no back-references",
+            )
+        self._states: dict[bytes, ConstraintState] = {}
+        self._start = ConstraintState(self, matcher, b"")
+
+    def start(self) -> ConstraintState:
+        """The state before any token."""
+        return self._start
+
+    def _after(self, state: ConstraintState, token: int) -> ConstraintState:
+        word = self.lm.token_bytes(token)
+        seen = state.consumed + word
+        found = self._states.get(seen)
+        if found is None:
+            matcher = state.matcher.deep_copy()
+            if not word or not matcher.consume_token(token):
+                raise ConstraintError(
+                    f"token {token} ({word!r}) does not continue the constraint",
+                    value=excerpt(state.consumed),
+                )
+            if len(self._states) >= KEEP_STATES:
+                self._states.clear()
+            found = self._states[seen] = ConstraintState(self, matcher, seen)
+        return found
+
+
+class ConstraintState:
+    """A state of the automaton: what has been read, what may follow."""
+
+    __slots__ = ("_mask", "accepting", "constraint", "consumed", "finished", "matcher")
+
+    def __init__(self, constraint: Constraint, matcher: Any, consumed: bytes) -> None:
+        """Wrap a matcher that nobody else changes."""
+        self.constraint = constraint
+        self.matcher = matcher
+        self.consumed = consumed
+        self._mask: Bools | None = None
+        self.accepting = bool(matcher.is_accepting())
+        """Whether the string may end here."""
+        self.finished = bool(matcher.is_stopped())
+        """Whether no longer string matches."""
+
+    def advance(self, token: int) -> ConstraintState:
+        """The state after an allowed token."""
+        return self.constraint._after(self, token)
+
+    @property
+    def mask(self) -> Bools:
+        """Allowed ids [V]; the end-of-text ids are allowed where the string may end."""
+        if self._mask is None:
+            self._mask = self._compute_mask()
+        return self._mask
+
+    def _compute_mask(self) -> Bools:
+        vocabulary = self.constraint.vocabulary
+        bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
+        mask = np.unpackbits(bits, bitorder="little")[: vocabulary.size].astype(bool)
+        forced = bytes(self.matcher.compute_ff_bytes())
+        if forced:
+            mask[:] = False
+            candidates = vocabulary.starting_with(forced)
+            for n in range(1, len(forced)):
+                candidates += vocabulary.by_bytes.get(forced[:n], [])
+            for token in candidates:
+                if self.matcher.validate_tokens([token]) == 1:
+                    mask[token] = True
+        if len(vocabulary.eos):
+            mask[vocabulary.eos] = self.accepting
+        mask.setflags(write=False)
+        return mask

@@ -1,0 +1,333 @@
+"""Where a primitive finds its run: the message it sends and the context that answers.
+
+Each primitive makes one `Message`, the handlers rewrite it (innermost first), the context answers
+it, the handlers see it again on the way back. There are two kinds of context:
+
+* `EagerContext`, for a plain call of a program: sites are drawn and scored at once;
+* `FrameContext`, inside an engine: a message is answered from the tape while that lasts (replay),
+  then the frame suspends and the engine answers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from lmppl.distributions import fingerprint_of
+from lmppl.errors import BadSiteName, DuplicateSite, NoActiveProgram, NotAwaited, ReplayDivergence
+from lmppl.random import fold, hash_text
+from lmppl.trace import Entry
+
+if TYPE_CHECKING:
+    from lmppl.handlers import Handler
+
+_NAME = re.compile(r"[^/\[\]\r\n\x00]{1,200}\Z")
+_HERE = __file__.rpartition("/")[0]
+
+
+class ParticleKilled(BaseException):
+    """Unwinds the frame of a particle that is no longer needed; not for user code to catch."""
+
+
+class Message:
+    """One request of a program.
+
+    Handlers may change `dist`, `value` (with `done`), `op`, `scale`, `masked` and `weightless`.
+    """
+
+    __slots__ = (
+        "address",
+        "args",
+        "dist",
+        "done",
+        "fn",
+        "kwargs",
+        "logp",
+        "logq",
+        "masked",
+        "name",
+        "op",
+        "options",
+        "proposal",
+        "scale",
+        "stop",
+        "value",
+        "weightless",
+    )
+
+    def __init__(
+        self,
+        op: str,
+        name: str,
+        address: str,
+        dist: Any = None,
+        value: Any = None,
+        fn: Any = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        proposal: Any = None,
+        options: Any = None,
+    ) -> None:
+        """Nothing is answered yet."""
+        self.op = op
+        self.name = name
+        self.address = address
+        self.dist = dist
+        self.value = value
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+        self.proposal = proposal
+        self.options = options
+        self.done = False
+        self.stop = False
+        self.scale = 1.0
+        self.masked = False
+        self.weightless = False
+        self.logp = 0.0
+        self.logq = 0.0
+
+    def take(self, entry: Entry) -> None:
+        """Be answered by an entry."""
+        self.value = entry.value
+        self.logp = entry.logp
+        self.logq = entry.logq
+        self.done = True
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a handler has given a sample site its value."""
+        return self.done and self.op == "sample"
+
+    def fingerprint(self) -> int:
+        """Of everything that must be the same on replay."""
+        op = self.op
+        if op == "sample":
+            base: int = self.dist.fingerprint
+            return base if self.proposal is None else fold(base, self.proposal.fingerprint)
+        if op == "observe":
+            return fold(self.dist.fingerprint, fingerprint_of(self.value))
+        if op in ("factor", "deterministic"):
+            return fingerprint_of(self.value)
+        if op in ("effect", "cached"):
+            name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
+            return fold(hash_text(name), fingerprint_of(self.args))
+        if op == "plate":
+            return len(self.args)
+        return 0
+
+
+class _Local(threading.local):
+    active: Context | None = None
+    ambient: list[Handler]
+
+    def __init__(self) -> None:
+        self.ambient = []
+        self.models: dict[str, Any] = {}
+        self.seeds: list[int] = []
+
+
+local = _Local()
+engines_running = 0
+"""How many engines run in this process: a hint for the error of a wrong thread."""
+
+
+def current(primitive: str = "sample") -> Context:
+    """The active context, or `NoActiveProgram`."""
+    active = local.active
+    if active is None:
+        raise NoActiveProgram(
+            f"{primitive}() was called outside of a program",
+            why="there is no run to record it"
+            + (
+                "; a program may not call it from another thread or task" if engines_running else ""
+            ),
+            fix="call it inside a function decorated with @program, and run that: infer(program, ...) or program(...)",
+        )
+    return active
+
+
+def caller() -> str:
+    """file:line of the nearest frame outside of this package."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_HERE):
+            return f"{file.rpartition('/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "unknown line"
+
+
+class Context:
+    """The run that a program is in."""
+
+    is_async = False
+    """Whether the function that runs now is `async def`: then primitives give awaitables."""
+    strict = False
+
+    def __init__(self, handlers: list[Handler], scope: str = "") -> None:
+        """Start at a scope, such as `""` or `"outer/"`."""
+        self.handlers = handlers
+        self.scope = scope
+        self.counts: dict[str, int] = {}
+        self.lines: dict[str, str] = {}
+        self.waiting: dict[int, str] = {}
+
+    # -- addresses ---------------------------------------------------------------------------
+
+    def address(self, name: str) -> str:
+        """The unique address of a name in the current scope."""
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise BadSiteName(name)
+        full = self.scope + name if self.scope else name
+        counts = self.counts
+        seen = counts.get(full)
+        if seen is None:
+            counts[full] = 1
+            if self.strict:
+                self.lines[full] = caller()
+            return full
+        if self.strict:
+            raise DuplicateSite(full, self.lines.get(full, "?"), caller())
+        counts[full] = seen + 1
+        return f"{full}[{seen}]"
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def perform(self, message: Message) -> Any:
+        """Send a message through the handlers and return its value (or an awaitable of it)."""
+        if self.is_async:
+            return Awaited(self, message)
+        if self.handlers:
+            self.process(message)
+            if not message.done or message.op in ("sample", "observe"):
+                self.answer(message)
+            return self.finish(message)
+        self.answer(message)
+        return message.value
+
+    def process(self, message: Message) -> None:
+        """The handlers, innermost first, until one stops it."""
+        for handler in reversed(self.handlers):
+            handler.process(message)
+            if message.stop:
+                break
+
+    def finish(self, message: Message) -> Any:
+        """The handlers again, on the way back."""
+        for handler in reversed(self.handlers):
+            handler.postprocess(message)
+            if message.stop:
+                break
+        return message.value
+
+    def answer(self, message: Message) -> None:
+        """Give the message its value; may suspend."""
+        raise NotImplementedError
+
+    def answer_async(self, message: Message) -> Generator[Message, Entry, None]:
+        """`answer` for an awaited message; yields it where the driver is a trampoline."""
+        self.answer(message)
+        return
+        yield
+
+    # -- structure: loops and calls ----------------------------------------------------------
+
+    def skip(self, op: str, address: str) -> Entry | None:
+        """On replay, the folded entry of a finished part; it is consumed."""
+        return None
+
+    def mark(self) -> Any:
+        """Where the tape is now."""
+        raise NotImplementedError
+
+    def fold(self, base: Any, op: str, address: str, value: Any, note: Any = None) -> None:
+        """Replace the entries since `base` by one."""
+        raise NotImplementedError
+
+    def run(self, steps: Generator[Callable[[], Any], Any, Any]) -> Any:
+        """Run a structure written as a generator of thunks, sync or async as the program is."""
+        return self._run_async(steps) if self.is_async else self._run(steps)
+
+    def _run(self, steps: Generator[Callable[[], Any], Any, Any]) -> Any:
+        try:
+            thunk = next(steps)
+            while True:
+                try:
+                    result = thunk()
+                except BaseException as error:
+                    thunk = steps.throw(error)
+                else:
+                    thunk = steps.send(result)
+        except StopIteration as stop:
+            return stop.value
+
+    async def _run_async(self, steps: Generator[Callable[[], Any], Any, Any]) -> Any:
+        try:
+            thunk = next(steps)
+            while True:
+                try:
+                    result = thunk()
+                    if inspect.isawaitable(result):
+                        result = await result
+                except BaseException as error:
+                    thunk = steps.throw(error)
+                else:
+                    thunk = steps.send(result)
+        except StopIteration as stop:
+            return stop.value
+
+
+class Awaited(Awaitable[Any]):
+    """What a primitive gives in an `async def` program: `await` it for the value."""
+
+    __slots__ = ("_context", "_message")
+
+    def __init__(self, context: Context, message: Message) -> None:
+        """Note that somebody has to await this."""
+        self._context = context
+        self._message = message
+        context.waiting[id(self)] = message.address
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        context, message = self._context, self._message
+        context.waiting.pop(id(self), None)
+        context.process(message)
+        if not message.done or message.op in ("sample", "observe"):
+            yield from context.answer_async(message)
+        return context.finish(message)
+
+    def _refuse(self, *_: object) -> Any:
+        raise NotAwaited([self._message.address])
+
+    __bool__ = __iter__ = __len__ = __add__ = __radd__ = __format__ = __contains__ = _refuse
+    __lt__ = __gt__ = __getitem__ = __int__ = __float__ = _refuse
+
+
+def check_awaited(context: Context) -> None:
+    """At the end of an async program: every message was awaited."""
+    if context.waiting:
+        raise NotAwaited(sorted(context.waiting.values()))
+
+
+def check_replay(entry: Entry, message: Message) -> None:
+    """The entry on the tape is the message the program sends."""
+    op = "observe" if message.op == "sample" and entry.op == "observe" else message.op
+    if entry.address != message.address or entry.op != op:
+        raise ReplayDivergence(
+            f"{entry.op} {entry.address!r}",
+            f"{message.op} {message.address!r}",
+            address=entry.address,
+        )
+    found = message.fingerprint()
+    if entry.fingerprint and found != entry.fingerprint:
+        what = {"observe": "distribution or value", "factor": "weight", "deterministic": "value"}
+        raise ReplayDivergence(
+            f"{entry.op} {entry.address!r} with fingerprint {entry.fingerprint:016x}",
+            f"another {what.get(entry.op, 'distribution or arguments')} ({found:016x})",
+            address=entry.address,
+        )

@@ -1,0 +1,325 @@
+"""Distributions at a site: the protocol, and the finite ones.
+
+A distribution says three things, each as a step (`lmppl.jobs`):
+
+    draw(key, env)    -> Draw(value, log p, log q)      weight of a sample: log p - log q
+    score(value, env) -> log p(value)                   weight of an observation
+    support(env)      -> [(value, log p), …]            for exact enumeration, Σ p = 1
+
+and `fingerprint`, a number equal for equal distributions in every process, by which replay is
+checked. `lmppl.strings` has those of language models; NumPyro distributions are wrapped by
+`as_distribution`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lmppl.errors import BadArgument, NotADistribution, NotFinite, UnsupportedValue, excerpt
+from lmppl.jobs import Draw, Env, Generate, Score, Step
+from lmppl.random import draw, fold, hash_text
+from lmppl.types import Floats, Key
+from lmppl.weights import NEG_INF, log_sum_exp
+
+
+class Distribution(ABC):
+    """A law over values that can be drawn, scored and, where finite, listed."""
+
+    kind: ClassVar[str] = "distribution"
+
+    @abstractmethod
+    def draw(self, key: Key, env: Env) -> Step[Draw]:
+        """Draw a value with a key."""
+
+    @abstractmethod
+    def score(self, value: Any, env: Env) -> Step[float]:
+        """log p(value); `-inf` outside the support."""
+
+    def support(self, env: Env) -> Step[list[tuple[Any, float]]]:
+        """Every value of positive probability with its log p.
+
+        Raises:
+            NotFinite: the distribution has no finite list of values.
+        """
+        raise NotFinite(
+            f"{self.kind} has no finite support",
+            fix="use Categorical, Choice, or LM with a TableLM and max_tokens; or another engine",
+        )
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> int:
+        """A 64-bit number, equal for equal distributions in every process."""
+
+
+def fingerprint_of(value: Any) -> int:
+    """A process-stable 64-bit number of a value a program handles."""
+    if isinstance(value, str):
+        return hash_text(value)
+    if isinstance(value, np.ndarray):
+        return fold(
+            hash_text(value.dtype.str),
+            hash_text(repr(value.shape)),
+            hash_text(value.tobytes().hex()),
+        )
+    if isinstance(value, (tuple, list)):
+        return fold(len(value), *(fingerprint_of(v) for v in value))
+    if isinstance(value, (bool, int, float, bytes, type(None))):
+        return hash_text(f"{type(value).__name__}:{value!r}")
+    if isinstance(value, Mapping):
+        return fold(len(value), *(fingerprint_of(v) for kv in value.items() for v in kv))
+    if isinstance(value, (set, frozenset)):
+        return fold(len(value), *sorted(fingerprint_of(v) for v in value))
+    return hash_text(f"{type(value).__module__}.{type(value).__qualname__}")
+
+
+class Categorical(Distribution):
+    """A law over listed values.
+
+    P(value_k) = p_k / Σ p.
+
+    Args:
+        probabilities: a mapping from value to weight, or a sequence of values with `weights`.
+        weights: non-negative numbers, one per value; equal when left out.
+
+    >>> from lmppl.jobs import Env
+    >>> round(Categorical({"a": 1, "b": 3}).score("b", Env()), 4)
+    -0.2877
+    """
+
+    kind = "Categorical"
+    __slots__ = ("_fingerprint", "log_weights", "values")
+
+    def __init__(
+        self,
+        probabilities: Mapping[Any, float] | Sequence[Any],
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        """Check and normalise the weights."""
+        if isinstance(probabilities, Mapping):
+            self.values = tuple(probabilities)
+            weights = list(probabilities.values())
+        else:
+            self.values = tuple(probabilities)
+            weights = [1.0] * len(self.values) if weights is None else list(weights)
+        w = np.asarray(weights, dtype=np.float64)
+        if (
+            not self.values
+            or w.shape != (len(self.values),)
+            or not (np.isfinite(w) & (w >= 0)).all()
+            or w.sum() == 0
+        ):
+            raise BadArgument(
+                f"{self.kind} needs one finite non-negative weight per value, not all zero",
+                value=excerpt(dict(zip(self.values, weights, strict=False))),
+                fix='write Categorical({"a": 0.7, "b": 0.3})',
+            )
+        with np.errstate(divide="ignore"):
+            self.log_weights: Floats = np.log(w / w.sum())
+        self._fingerprint: int | None = None
+
+    def draw(self, key: Key, env: Env) -> Draw:
+        """One categorical draw."""
+        k = draw(env.chance, key, self.log_weights)
+        logp = float(self.log_weights[k])
+        return Draw(self.values[k], logp, logp)
+
+    def score(self, value: Any, env: Env) -> float:
+        """Σ over the entries equal to the value."""
+        hits = [
+            float(w) for v, w in zip(self.values, self.log_weights, strict=True) if _same(v, value)
+        ]
+        return hits[0] if len(hits) == 1 else log_sum_exp(hits)
+
+    def support(self, env: Env) -> list[tuple[Any, float]]:
+        """The values of positive weight, in order."""
+        return [
+            (v, float(w)) for v, w in zip(self.values, self.log_weights, strict=True) if w > NEG_INF
+        ]
+
+    @property
+    def fingerprint(self) -> int:
+        """Of values and weights."""
+        if self._fingerprint is None:
+            self._fingerprint = fold(
+                hash_text(self.kind), fingerprint_of(self.values), fingerprint_of(self.log_weights)
+            )
+        return self._fingerprint
+
+
+def _same(a: Any, b: Any) -> bool:
+    return (
+        type(a) is type(b) and bool(a == b)
+        if isinstance(a, bool) or isinstance(b, bool)
+        else bool(a == b)
+    )
+
+
+class Bernoulli(Categorical):
+    """True with probability p, else False."""
+
+    kind = "Bernoulli"
+    __slots__ = ()
+
+    def __init__(self, p: float) -> None:
+        """Check that p is a probability."""
+        if not 0.0 <= p <= 1.0:
+            raise BadArgument(f"Bernoulli needs a probability, got {p!r}", fix="0 <= p <= 1")
+        super().__init__({True: p, False: 1.0 - p})
+
+
+class Uniform(Categorical):
+    """Every listed value with equal probability: `Uniform(["red", "green"])`."""
+
+    kind = "Uniform"
+    __slots__ = ()
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        """List the values."""
+        items = list(values)
+        if not items or isinstance(values, str):
+            raise BadArgument(
+                "Uniform needs a non-empty list of values",
+                value=excerpt(values),
+                fix='write Uniform(["a", "b"])',
+            )
+        super().__init__(items)
+
+
+class Delta(Categorical):
+    """One value, for certain."""
+
+    kind = "Delta"
+    __slots__ = ()
+
+    def __init__(self, value: Any) -> None:
+        """Keep the value."""
+        super().__init__([value])
+
+
+class Mixture(Distribution):
+    """P(x) = Σ_k w_k P_k(x).
+
+    Args:
+        components: a mapping from distribution to weight, or a sequence with `weights`.
+        weights: non-negative numbers, one per component; equal when left out.
+
+    A draw picks a component and draws from it. If that component draws by a proposal, its ratio
+    log p_k - log q_k is the weight of the draw: proper on (k, x), hence on x.
+    """
+
+    kind = "Mixture"
+    __slots__ = ("components", "picker")
+
+    def __init__(
+        self,
+        components: Mapping[Distribution, float] | Sequence[Distribution],
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        """Check the weights."""
+        if isinstance(components, Mapping):
+            weights = list(components.values())
+        self.components = tuple(as_distribution(c, "Mixture") for c in components)
+        self.picker = Categorical(list(range(len(self.components))), weights)
+
+    def draw(self, key: Key, env: Env) -> Step[Draw]:
+        """Pick, draw, then score under the other components."""
+        k = int(self.picker.draw(fold(key, "component"), env).value)
+        step: Step[Draw] = after(
+            self.components[k].draw(fold(key, "value"), env), lambda d: self._drawn(k, d, env)
+        )
+        return step
+
+    def _drawn(self, k: int, drawn: Draw, env: Env) -> Step[Draw]:
+        others = [c for j, c in enumerate(self.components) if j != k]
+
+        def done(scores: list[float]) -> Draw:
+            scores.insert(k, drawn.logp)
+            logp = self._mix(scores)
+            return Draw(drawn.value, logp, logp - (drawn.logp - drawn.logq), drawn.restricted)
+
+        step: Step[Draw] = gather([partial(c.score, drawn.value, env) for c in others], done)
+        return step
+
+    def _mix(self, scores: Sequence[float]) -> float:
+        return log_sum_exp(
+            [s + float(w) for s, w in zip(scores, self.picker.log_weights, strict=True)]
+        )
+
+    def score(self, value: Any, env: Env) -> Step[float]:
+        """Score under every component."""
+        step: Step[float] = gather(
+            [partial(c.score, value, env) for c in self.components], self._mix
+        )
+        return step
+
+    def support(self, env: Env) -> Step[list[tuple[Any, float]]]:
+        """The union of the supports."""
+
+        def done(lists: list[list[tuple[Any, float]]]) -> list[tuple[Any, float]]:
+            found: dict[Any, list[float]] = {}
+            for pairs, w in zip(lists, self.picker.log_weights, strict=True):
+                for value, logp in pairs:
+                    found.setdefault(value, []).append(logp + float(w))
+            return [(v, log_sum_exp(ls)) for v, ls in found.items()]
+
+        step: Step[list[tuple[Any, float]]] = gather(
+            [partial(c.support, env) for c in self.components], done
+        )
+        return step
+
+    @property
+    def fingerprint(self) -> int:
+        """Of components and weights."""
+        return fold(
+            hash_text(self.kind), self.picker.fingerprint, *(c.fingerprint for c in self.components)
+        )
+
+
+def after(step: Any, go_on: Callable[[Any], Any]) -> Any:
+    """The step that runs `step` and then `go_on` with its result."""
+    if isinstance(step, (Generate, Score)):
+        then = step.then
+        step.then = lambda outcome: after(then(outcome), go_on)
+        return step
+    return go_on(step)
+
+
+def gather(steps: Sequence[Callable[[], Any]], done: Callable[[list[Any]], Any]) -> Any:
+    """Run steps one after the other and hand all results to `done`."""
+
+    def run(at: int, results: list[Any]) -> Any:
+        if at == len(steps):
+            return done(list(results))
+        return after(steps[at](), lambda r: run(at + 1, [*results, r]))
+
+    return run(0, [])
+
+
+def as_distribution(value: Any, site: str) -> Distribution:
+    """Take a distribution as it is, wrap a NumPyro one, refuse anything else by name."""
+    if isinstance(value, Distribution):
+        return value
+    module = type(value).__module__ or ""
+    if module.split(".")[0] == "numpyro" or any(
+        c.__module__.startswith("numpyro.dist") for c in type(value).__mro__
+    ):
+        from lmppl.numpyro import NumPyro
+
+        return NumPyro(value)
+    raise NotADistribution(site, value)
+
+
+def check_support(logp: float, value: Any, site: str) -> float:
+    """Refuse nan; `-inf` passes."""
+    if math.isnan(logp):
+        raise UnsupportedValue(
+            f"site {site!r}: the value has log-probability nan", value=excerpt(value)
+        )
+    return logp

@@ -1,0 +1,164 @@
+"""A plain call of a program: every site is drawn or scored at once, nothing resamples."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from lmppl.context import Context, Message, check_awaited, local
+from lmppl.distributions import check_support
+from lmppl.frames import is_async
+from lmppl.jobs import Env, run_now
+from lmppl.ledger import Ledger
+from lmppl.random import Chance, GumbelMax, fold
+from lmppl.text import Text
+from lmppl.trace import Entry, Trace
+from lmppl.types import Key
+from lmppl.values import freeze
+from lmppl.weights import check_log_weight
+
+
+class EagerContext(Context):
+    """Runs a program from start to end and keeps its trace.
+
+    Args:
+        key: root of all draws.
+        chance: who answers them.
+        models: language models by name.
+    """
+
+    def __init__(
+        self, key: Key, chance: Chance | None = None, models: dict[str, Any] | None = None
+    ) -> None:
+        """Take the ambient handlers and models along."""
+        super().__init__(list(local.ambient))
+        from lmppl.lm.load import load
+
+        self.key = key
+        self.env = Env({**local.models, **(models or {})}, chance or GumbelMax(), load)
+        self.ledger = Ledger()
+        self.head: Entry | None = None
+        self.result: Any = None
+        self.memo: dict[int, Any] = {}
+
+    def enter(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run `fn` in this context to its value."""
+        before = local.active
+        local.active = self
+        try:
+            self.result = self._call(fn, args, kwargs)
+        finally:
+            local.active = before
+        check_awaited(self)
+        return self.result
+
+    def _call(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        outer, self.is_async = self.is_async, is_async(fn)
+        try:
+            value = fn(*args, **kwargs)
+            if inspect.iscoroutine(value):
+                try:
+                    value.send(None)
+                except StopIteration as stop:
+                    return stop.value
+                raise RuntimeError("an eager coroutine suspended")
+            return value
+        finally:
+            self.is_async = outer
+
+    @property
+    def trace(self) -> Trace:
+        """What has happened."""
+        return Trace(self.head, self.result)
+
+    def mark(self) -> Entry | None:
+        """The newest entry."""
+        return self.head
+
+    def fold(self, base: Any, op: str, address: str, value: Any, note: Any = None) -> None:
+        """Keep the inner entries behind one."""
+        if self.head is not base:
+            self.head = Entry(base, op, address, value, inside=self.head, note=note)
+        else:
+            self.head = Entry(base, op, address, value, note=note)
+
+    def answer(self, message: Message) -> None:
+        """Draw, score or run now."""
+        op = message.op
+        if op == "sample":
+            self._sample(message)
+        elif op == "observe":
+            message.logp = self._score(message) * message.scale
+            self._record(message, 0.0 if message.weightless else message.logp)
+        elif op == "factor":
+            w = check_log_weight(message.value, site=message.address) * message.scale
+            self._record(message, 0.0 if message.masked or message.weightless else w)
+        elif op == "plate":
+            self._plate(message)
+        elif op == "cached":
+            key = message.fingerprint()
+            if key not in self.memo:
+                self.memo[key] = freeze(_run(message))
+            message.value = self.memo[key]
+            self._record(message, 0.0)
+        elif op == "effect":
+            message.value = freeze(_run(message))
+            self.ledger.effects += 1
+            self._record(message, 0.0)
+        else:
+            self._record(message, 0.0)
+        message.done = True
+
+    def _record(self, message: Message, logw: float) -> None:
+        self.head = Entry(
+            self.head, message.op, message.address, message.value, message.logp, message.logq, logw
+        )
+
+    def _score(self, message: Message) -> float:
+        if message.masked or message.dist is None:
+            return 0.0
+        logp = run_now(message.dist.score(message.value, self.env), self.env, self.ledger)
+        return check_support(float(logp), message.value, message.address)
+
+    def _sample(self, message: Message) -> None:
+        if message.done:
+            message.logp = self._score(message) * message.scale
+            self._record(message, 0.0 if message.weightless else message.logp)
+            return
+        source = message.proposal or message.dist
+        drawn = run_now(
+            source.draw(fold(self.key, message.address), self.env), self.env, self.ledger
+        )
+        value = drawn.value
+        message.value = value.at(message.address) if isinstance(value, Text) else value
+        message.logq = drawn.logq
+        message.logp = drawn.logp if message.proposal is None else self._score(message)
+        message.logp *= message.scale
+        self._record(message, 0.0 if message.masked else message.logp - message.logq)
+
+    def _plate(self, message: Message) -> None:
+        base, scope, results = self.head, self.scope, []
+        branches: list[Entry | None] = []
+        for i, item in enumerate(message.args):
+            self.scope = f"{message.address}[{i}]/"
+            self.head = None
+            try:
+                results.append(self._call(message.fn, (item,), {}))
+            finally:
+                self.scope = scope
+            branches.append(self.head)
+        message.value = tuple(results)
+        self.head = Entry(base, "plate", message.address, message.value, inside=tuple(branches))
+
+
+def _run(message: Message) -> Any:
+    value = message.fn(*message.args, **(message.kwargs or {}))
+    if inspect.isawaitable(value):
+
+        async def wait() -> Any:
+            return await value
+
+        return asyncio.run(wait())
+    return value

@@ -1,0 +1,250 @@
+"""What a site asks of a language model, as data.
+
+A distribution never calls a model. It returns a **step**: either its result, or a `Job` that says
+what it needs and how to go on (`then`). So whoever runs the steps can put the jobs of all
+particles, questions and nested inferences into one batch, pause a string in its middle, copy it,
+or replace chance by enumeration.
+
+    Step[T] = T | Job           job.then(outcome) -> Step[T]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from lmppl.errors import CapabilityError, NoActiveProgram, excerpt
+from lmppl.ledger import Ledger, ModelCost
+from lmppl.lm.base import LanguageModel
+from lmppl.lm.generate import StringState, advance
+from lmppl.random import Chance, GumbelMax
+from lmppl.types import Floats, Ids
+
+T = TypeVar("T")
+
+
+class Draw(NamedTuple):
+    """A value with its two numbers."""
+
+    value: Any
+    logp: float
+    """log-probability under the target law."""
+    logq: float
+    """log-probability under the law it was drawn from."""
+    restricted: bool = False
+    """Whether the proposal cannot reach the whole support of the target."""
+
+
+class Generate:
+    """Draw one string: the state is advanced in place until it has a `finish`.
+
+    `limit` is the most tokens of one run of the job (None: to the end of the string).
+    """
+
+    __slots__ = ("ledger", "limit", "lm", "owner", "state", "then")
+
+    def __init__(
+        self, lm: LanguageModel, state: StringState, then: Callable[[StringState], Any]
+    ) -> None:
+        """Keep the parts; `owner`, `ledger` and `limit` are for whoever runs the job."""
+        self.lm = lm
+        self.state = state
+        self.then = then
+        self.owner: Any = None
+        self.ledger: Ledger | None = None
+        self.limit: int | None = None
+
+    def fork(self, key: int) -> Generate:
+        """The same job for a fork of its particle."""
+        return Generate(self.lm, self.state.fork(key), self.then)
+
+    def step(self) -> Any:
+        """What follows, once the string is finished."""
+        return self.then(self.state)
+
+    @property
+    def outcome(self) -> Any:
+        """What a tape keeps of the run job."""
+        return self.state.fork(self.state.key)
+
+    def restore(self, outcome: Any) -> None:
+        """Be as after the run, from a tape."""
+        self.state = outcome.fork(outcome.key)
+
+
+class Score:
+    """Score given continuations: log p of each token, and of the end event where asked."""
+
+    __slots__ = (
+        "contexts",
+        "continuations",
+        "ends",
+        "ledger",
+        "lm",
+        "outcome",
+        "owner",
+        "temperatures",
+        "then",
+    )
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        contexts: Sequence[Ids],
+        continuations: Sequence[Ids],
+        ends: Sequence[Sequence[int] | None],
+        temperatures: Sequence[float],
+        then: Callable[[list[Floats]], Any],
+    ) -> None:
+        """Keep the parts; all sequences have one entry per text."""
+        self.lm = lm
+        self.contexts = contexts
+        self.continuations = continuations
+        self.ends = ends
+        self.temperatures = temperatures
+        self.then = then
+        self.owner: Any = None
+        self.ledger: Ledger | None = None
+        self.outcome: Any = None
+
+    def step(self) -> Any:
+        """What follows, once the rows are there."""
+        return self.then(self.outcome)
+
+    def restore(self, outcome: Any) -> None:
+        """Be as after the run, from a tape."""
+        self.outcome = outcome
+
+
+class Effect:
+    """Run a function of the outside world, beside the scheduler.
+
+    Its outcome is `(value, None)` or `(None, error)`.
+    """
+
+    __slots__ = ("args", "fn", "kwargs", "ledger", "outcome", "owner", "timeout")
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        timeout: float | None,
+    ) -> None:
+        """Keep the parts."""
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+        self.timeout = timeout
+        self.owner: Any = None
+        self.ledger: Ledger | None = None
+        self.outcome: Any = None
+
+    def restore(self, outcome: Any) -> None:
+        """Be as after the run, from a tape."""
+        self.outcome = outcome
+
+
+Job: TypeAlias = Generate | Score | Effect
+Step: TypeAlias = T | Job
+
+
+@dataclass
+class Env:
+    """What a distribution may use while it draws or scores."""
+
+    models: Mapping[str, LanguageModel] = field(default_factory=dict)
+    """Models by the name a program uses; "default" serves `LM(prompt)`."""
+    chance: Chance = field(default_factory=GumbelMax)
+    resolve: Callable[[str], LanguageModel] | None = None
+    """Loads a model that is named in the program but not in `models`."""
+
+    def model(self, lm: LanguageModel | str | None) -> LanguageModel:
+        """The language model that a distribution means."""
+        if isinstance(lm, LanguageModel):
+            return lm
+        name = "default" if lm is None else lm
+        found = self.models.get(name)
+        if found is not None:
+            return found
+        if lm is not None and self.resolve is not None:
+            return self.resolve(lm)
+        if lm is not None and self.models:
+            raise CapabilityError(
+                f"no language model is called {lm!r} here",
+                value=excerpt(sorted(self.models)),
+                fix=f'pass lm={{"default": ..., {lm!r}: ...}}',
+            )
+        raise NoActiveProgram(
+            "this program draws from a language model, and none is given",
+            fix='pass lm="smollm2" to infer, write LM(prompt, lm=...), or use handlers.using(lm) for a plain call',
+        )
+
+
+def run_lm_jobs(jobs: Sequence[Generate | Score], chance: Chance) -> None:
+    """Run model jobs, one batch per model, kind and limit, and charge their ledgers."""
+    strings: dict[tuple[int, int | None], list[Generate]] = {}
+    texts: dict[int, list[Score]] = {}
+    for job in jobs:
+        if isinstance(job, Generate):
+            strings.setdefault((id(job.lm), job.limit), []).append(job)
+        else:
+            texts.setdefault(id(job.lm), []).append(job)
+    for (_, limit), group in strings.items():
+        _generate(group, chance, limit)
+    for batch in texts.values():
+        _score(batch)
+
+
+def _generate(jobs: Sequence[Generate], chance: Chance, limit: int | None) -> None:
+    lm = jobs[0].lm
+    before = [len(j.state.ids) for j in jobs]
+    passes = advance(lm, [j.state for j in jobs], chance, limit)
+    books: dict[int, ModelCost] = {}
+    for j, old in zip(jobs, before, strict=True):
+        if j.ledger is None:
+            continue
+        cost = books.get(id(j.ledger))
+        if cost is None:
+            cost = books[id(j.ledger)] = j.ledger.model(lm.name)
+            cost.passes += passes
+        cost.tokens_out += len(j.state.ids) - old
+        if old == 0:
+            cost.calls += 1
+            cost.tokens_in += len(j.state.context)
+
+
+def _score(jobs: Sequence[Score]) -> None:
+    lm = jobs[0].lm
+    before = lm.usage.passes
+    rows = lm.score(
+        [c for j in jobs for c in j.contexts],
+        [c for j in jobs for c in j.continuations],
+        [e for j in jobs for e in j.ends],
+        [t for j in jobs for t in j.temperatures],
+    )
+    at = 0
+    books: dict[int, ModelCost] = {}
+    for j in jobs:
+        n = len(j.contexts)
+        j.outcome = rows[at : at + n]
+        at += n
+        if j.ledger is None:
+            continue
+        cost = books.get(id(j.ledger))
+        if cost is None:
+            cost = books[id(j.ledger)] = j.ledger.model(lm.name)
+            cost.passes += lm.usage.passes - before
+        cost.calls += n
+        # a context that several continuations share is read once
+        cost.tokens_in += sum(map(len, set(j.contexts))) + sum(map(len, j.continuations))
+
+
+def run_now(step: Any, env: Env, ledger: Ledger) -> Any:
+    """Run a step to its result, alone: eager sampling, and tests."""
+    while isinstance(step, (Generate, Score)):
+        step.ledger = ledger
+        run_lm_jobs([step], env.chance)
+        step = step.step()
+    return step

@@ -1,0 +1,91 @@
+"""What a run has spent, in one unit for every engine.
+
+Counts are *logical*: tokens a run asked for, whether they were computed or served from a cache, so
+that engines are compared at equal cost and the numbers do not depend on who shared a batch.
+`LanguageModel.usage` has the physical counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class ModelCost:
+    """What one language model was asked for."""
+
+    calls: int = 0
+    """Strings sampled or scored."""
+    passes: int = 0
+    """Batched forward passes this run took part in."""
+    tokens_in: int = 0
+    """Tokens of prompts and of scored texts."""
+    tokens_out: int = 0
+    """Tokens drawn."""
+
+    def add(self, other: ModelCost) -> None:
+        """Add `other` in place."""
+        self.calls += other.calls
+        self.passes += other.passes
+        self.tokens_in += other.tokens_in
+        self.tokens_out += other.tokens_out
+
+
+@dataclass
+class Ledger:
+    """Costs by model, effects run, and seconds.
+
+    >>> book = Ledger()
+    >>> book.model("toy").tokens_out += 5
+    >>> book.tokens_out
+    5
+    """
+
+    models: dict[str, ModelCost] = field(default_factory=dict)
+    effects: int = 0
+    effect_seconds: float = 0.0
+    replayed: int = 0
+    """Tape entries answered by replay: the price of forking."""
+    seconds: float = 0.0
+
+    def model(self, name: str) -> ModelCost:
+        """The line of one model, made on first use."""
+        return self.models.setdefault(name, ModelCost())
+
+    @property
+    def calls(self) -> int:
+        """Strings sampled or scored, over all models."""
+        return sum(m.calls for m in self.models.values())
+
+    @property
+    def passes(self) -> int:
+        """Forward passes, over all models."""
+        return sum(m.passes for m in self.models.values())
+
+    @property
+    def tokens_in(self) -> int:
+        """Prompt and scored tokens, over all models."""
+        return sum(m.tokens_in for m in self.models.values())
+
+    @property
+    def tokens_out(self) -> int:
+        """Drawn tokens, over all models."""
+        return sum(m.tokens_out for m in self.models.values())
+
+    @property
+    def tokens(self) -> int:
+        """All tokens: the currency of comparisons at equal cost."""
+        return self.tokens_in + self.tokens_out
+
+    def add(self, other: Ledger) -> None:
+        """Add `other` in place (nested inference, many questions)."""
+        for name, cost in other.models.items():
+            self.model(name).add(cost)
+        self.effects += other.effects
+        self.effect_seconds += other.effect_seconds
+        self.replayed += other.replayed
+        self.seconds += other.seconds
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain numbers, for JSON."""
+        return asdict(self) | {"tokens_in": self.tokens_in, "tokens_out": self.tokens_out}

@@ -1,0 +1,261 @@
+"""The token loop: strings that advance together, one batched pass per token.
+
+`StringLaw` says which strings are meant and how they are drawn; `StringState` is one string on its
+way; `advance` moves many of them by up to `limit` tokens. User Python is not entered here.
+
+A string ends by one of four events, kept in `StringState.finish`:
+
+* "eos": an end-of-text token was drawn;
+* "stop": the decoded text contains a stop string (the text before it is the value);
+* "constraint": no longer string satisfies the constraint;
+* "length": `max_tokens` were drawn. What that means for the target is `StringLaw.limit`:
+  "prefix", the model truncated at L tokens (weight 0); "eos", the model conditioned on ending by
+  then (weight log p(end | ·), the mass of all terminators); "kill", such strings are impossible.
+
+Weight of a string: Σ_t (β log p_t - log q_t) + the weight of its end. It is -inf ("dead") when the
+constraint leaves no token of positive probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lmppl.constraints import Constraint, ConstraintState
+from lmppl.errors import ContextOverflow
+from lmppl.lm.base import Drawn, LanguageModel, Rows, TokenLaw
+from lmppl.random import Chance, fold_array
+from lmppl.types import Bools, Ids
+from lmppl.weights import NEG_INF
+
+Limit = Literal["prefix", "eos", "kill"]
+Finish = Literal["eos", "stop", "constraint", "length", "dead"]
+
+
+class StringLaw(NamedTuple):
+    """The law of one string: where it stops, and how its tokens are drawn."""
+
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    limit: Limit = "prefix"
+    token: TokenLaw = TokenLaw()
+    constraint: Constraint | None = None
+    power: float = 1.0
+    """β of a target ∝ p(string)^β."""
+    target_is_proposal: bool = False
+    """Whether what is drawn is also what is meant (then log p = log q)."""
+
+
+@dataclass(slots=True)
+class StringState:
+    """One string on its way: everything that a particle copies when it forks."""
+
+    law: StringLaw
+    context: Ids
+    key: int
+    ids: list[int]
+    logps: list[float]
+    automaton: ConstraintState | None
+    logw: float = 0.0
+    """log-weight so far."""
+    logq: float = 0.0
+    """Σ log q so far."""
+    end_logp: float = 0.0
+    """log p of the forced end, with limit="eos"."""
+    tail: bytes = b""
+    finish: Finish | None = None
+
+    @classmethod
+    def start(cls, law: StringLaw, context: Ids, key: int) -> StringState:
+        """The empty string after a context."""
+        automaton = None if law.constraint is None else law.constraint.start()
+        return cls(law, context, key, [], [], automaton)
+
+    def fork(self, key: int) -> StringState:
+        """A copy that continues with other noise."""
+        return StringState(
+            self.law,
+            self.context,
+            key,
+            list(self.ids),
+            list(self.logps),
+            self.automaton,
+            self.logw,
+            self.logq,
+            self.end_logp,
+            self.tail,
+            self.finish,
+        )
+
+    def extend(self, lm: LanguageModel, token: int, logp: float, logq: float) -> None:
+        """Append a token of positive probability and see whether the string ends."""
+        law = self.law
+        if law.target_is_proposal:
+            logp = logq
+        self.ids.append(token)
+        self.logps.append(logp)
+        self.logw += law.power * logp - logq
+        self.logq += logq
+        if token in lm.eos_ids:
+            self.finish = "eos"
+            return
+        if self.automaton is not None:
+            self.automaton = self.automaton.advance(token)
+            if self.automaton.accepting and (law.stop or self.automaton.finished):
+                self.finish = "stop" if law.stop else "constraint"
+            elif self.automaton.finished:
+                self.kill()
+        elif law.stop and self._stops(lm.token_bytes(token)):
+            self.finish = "stop"
+        if self.finish is None and len(self.ids) >= law.max_tokens:
+            unmatched = self.automaton is not None and (law.stop or not self.automaton.accepting)
+            if law.limit == "kill" or unmatched:
+                self.kill()
+            elif law.limit == "prefix":
+                self.finish = "length"
+
+    def _stops(self, word: bytes) -> bool:
+        """Whether a stop string is complete now; keeps the bytes that may begin one."""
+        seen = self.tail + word
+        longest = 0
+        for stop in self.law.stop:
+            raw = stop.encode()
+            if raw in seen:
+                return True
+            longest = max(longest, len(raw))
+        self.tail = seen[-(longest - 1) :] if longest > 1 else b""
+        return False
+
+    def kill(self) -> None:
+        """The string is impossible."""
+        self.finish, self.logw = "dead", NEG_INF
+
+    @property
+    def awaits_end(self) -> bool:
+        """Whether only the mass of its forced end is missing (limit="eos" at L tokens)."""
+        return self.finish is None and len(self.ids) >= self.law.max_tokens
+
+    def finish_length(self, mass: float) -> None:
+        """Multiply by the mass of all terminators after the last token."""
+        self.end_logp = mass
+        self.logw += self.law.power * mass
+        self.finish = "dead" if mass == NEG_INF else "length"
+
+    @property
+    def logp(self) -> float:
+        """Log p under the target (before the power), the forced end included."""
+        return sum(self.logps) + self.end_logp
+
+
+@lru_cache(maxsize=256)
+def end_ids(lm: LanguageModel, stop: tuple[str, ...]) -> tuple[int, ...]:
+    """The ids that end a string: end-of-text, and every token that begins with a stop string."""
+    heads = [s.encode() for s in stop]
+    found = {
+        i for i in range(lm.vocab_size) if heads and lm.token_bytes(i).startswith(tuple(heads))
+    }
+    return tuple(sorted(found | lm.eos_ids))
+
+
+def text_of(lm: LanguageModel, ids: Sequence[int], stop: tuple[str, ...]) -> str:
+    """The value of a string: decoded, without terminators."""
+    text = lm.decode([i for i in ids if i not in lm.eos_ids])
+    cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
+    return text[: min(cuts)] if cuts else text
+
+
+def advance(
+    lm: LanguageModel, states: Sequence[StringState], chance: Chance, limit: int | None = None
+) -> int:
+    """Advance unfinished strings in place by up to `limit` tokens each (None: to their ends).
+
+    Returns the number of batched passes. The draws of a string depend on its key and its own
+    tokens alone, so the result is the same for any batch.
+    """
+    live = [s for s in states if s.finish is None]
+    if not live:
+        return 0
+    for s in live:
+        needed = len(s.context) + s.law.max_tokens
+        if needed > lm.max_context:
+            raise ContextOverflow(needed, lm.max_context, longest=lm.decode(s.context[-200:]))
+    rows = lm.open([s.context + tuple(s.ids) for s in live])
+    keys = np.array([s.key for s in live], dtype=np.uint64)
+    steps = np.array([len(s.ids) for s in live], dtype=np.uint64)
+    laws = [s.law.token for s in live]
+    constrained = any(s.automaton is not None for s in live)
+    passes = 0
+    while True:
+        mask, hopeless = _masks(lm, live) if constrained else (None, ())
+        drawn = rows.draw(fold_array(keys, steps), laws, mask, chance)
+        passes += 1
+        for i in hopeless:
+            drawn.tokens[i] = -1
+        keep, ending = _take(lm, live, drawn)
+        if not keep:
+            break
+        if len(keep) < len(live):
+            index = np.array(keep, dtype=np.int64)
+            rows.select(index)
+            keys, steps = keys[index], steps[index]
+            live = [live[i] for i in keep]
+            laws = [laws[i] for i in keep]
+        rows.push(np.array([s.ids[-1] for s in live], dtype=np.int64))
+        if ending:
+            _force_ends(lm, rows, live)
+            left = [i for i, s in enumerate(live) if s.finish is None]
+            if not left:
+                break
+            index = np.array(left, dtype=np.int64)
+            rows.select(index)
+            keys, steps = keys[index], steps[index]
+            live = [live[i] for i in left]
+            laws = [laws[i] for i in left]
+        steps += np.uint64(1)
+        if passes == limit:
+            break
+    rows.close()
+    return passes
+
+
+def _masks(lm: LanguageModel, live: Sequence[StringState]) -> tuple[Bools, Sequence[int]]:
+    """Allowed ids [B, V], and the rows that allow none (their mask is opened, they die)."""
+    mask = np.ones((len(live), lm.vocab_size), dtype=bool)
+    hopeless = []
+    for i, s in enumerate(live):
+        if s.automaton is not None:
+            allowed = s.automaton.mask
+            if allowed.any():
+                mask[i] = allowed
+            else:
+                hopeless.append(i)
+    return mask, hopeless
+
+
+def _take(lm: LanguageModel, live: Sequence[StringState], drawn: Drawn) -> tuple[list[int], bool]:
+    """Append the drawn tokens; which rows go on, and whether one of them only awaits its end."""
+    keep: list[int] = []
+    ending = False
+    rows = zip(live, drawn.tokens.tolist(), drawn.logp.tolist(), drawn.logq.tolist(), strict=True)
+    for i, (s, token, logp, logq) in enumerate(rows):
+        if token < 0 or logp == NEG_INF:
+            s.kill()
+            continue
+        s.extend(lm, token, logp, logq)
+        if s.finish is None:
+            keep.append(i)
+            ending = ending or s.awaits_end
+    return keep, ending
+
+
+def _force_ends(lm: LanguageModel, rows: Rows, live: Sequence[StringState]) -> None:
+    """limit="eos": give the strings that are full the mass of their ends."""
+    sets = [end_ids(lm, s.law.stop) if s.awaits_end else (0,) for s in live]
+    masses = rows.log_mass(sets, [s.law.token.target_temperature for s in live])
+    for s, mass in zip(live, masses.tolist(), strict=True):
+        if s.awaits_end:
+            s.finish_length(mass)

@@ -1,0 +1,86 @@
+"""Model folders into memory: safetensors only, never pickled weights, never remote code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmppl.errors import BadArgument, CorruptModel
+
+
+def read(folder: Path, device: str | None, dtype: torch.dtype | str | None) -> tuple[Any, Any]:
+    """The model, on its device, and the tokenizer of a folder.
+
+    Raises:
+        CorruptModel: the weights are pickled, damaged, or of an architecture that transformers
+            does not implement itself.
+    """
+    check(folder)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = torch.device(device or best_device())
+    kind = _dtype(dtype, where)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=kind, use_safetensors=True, trust_remote_code=False
+            )
+    except Exception as error:  # damaged files raise whatever their parser raises
+        raise CorruptModel(
+            "the model cannot be read",
+            where=str(folder),
+            value=f"{type(error).__name__}: {str(error)[:300]}",
+            fix="download it again; only causal models that transformers itself implements work",
+        ) from error
+    return model.to(where), tokenizer
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder whose weights are pickled, before anything opens them."""
+    if any(folder.glob("*.safetensors")):
+        return
+    kinds = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+    pickled = [path.name for kind in kinds for path in sorted(folder.glob(kind))]
+    raise CorruptModel(
+        "no safetensors file" + (f", only {pickled[0]}" if pickled else ""),
+        where=str(folder),
+        why="pickled weights can run code when they are opened",
+        fix="convert the weights with safetensors, or take a repository that has them",
+    )
+
+
+def best_device() -> str:
+    """cuda, mps or cpu: the first that this machine has."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise BadArgument(f"{dtype!r} is no float type", fix='write "float32" or "bfloat16"')
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers; its setting is restored."""
+    from transformers.utils import logging as hf_logging
+
+    logging: Any = hf_logging
+
+    on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if on:
+            logging.enable_progress_bar()

@@ -1,0 +1,78 @@
+"""`@program`: a function whose named sites are a model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from lmppl.context import local
+from lmppl.eager import EagerContext
+from lmppl.errors import BadProgram
+from lmppl.types import Key
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ProgramFunction(Generic[P, R]):
+    """A function that engines can run; called plainly, it samples itself eagerly."""
+
+    def __init__(self, fn: Callable[P, R]) -> None:
+        """Refuse what cannot be suspended and replayed."""
+        check_program(fn)
+        self.fn = fn
+        functools.update_wrapper(self, fn)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Inside a run: the function itself, its sites in the same scope. Outside: sample eagerly."""
+        if local.active is not None:
+            return self.fn(*args, **kwargs)
+        context = EagerContext(plain_key())
+        return context.enter(self.fn, args, kwargs)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"<program {getattr(self.fn, '__qualname__', self.fn)}>"
+
+
+def program(fn: Callable[P, R]) -> ProgramFunction[P, R]:
+    """Make a program of a plain or `async def` function.
+
+    The function may call `sample`, `observe`, `factor` and the other primitives. Everything else
+    in it must be a function of its arguments and of their values: engines replay it.
+
+    Raises:
+        BadProgram: a generator, an async generator, a class, or no function at all.
+
+    >>> from lmppl import Uniform, sample
+    >>> @program
+    ... def coin():
+    ...     return sample("side", Uniform(["heads", "tails"]))
+    >>> coin() in ("heads", "tails")
+    True
+    """
+    return ProgramFunction(fn)
+
+
+def check_program(fn: Any) -> None:
+    """Say what can be a program."""
+    what = None
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        what = "a generator function"
+    elif inspect.isclass(fn):
+        what = "a class"
+    elif not callable(fn):
+        what = f"{type(fn).__name__}"
+    if what is not None:
+        raise BadProgram(
+            f"{what} cannot be a program",
+            value=repr(fn)[:120],
+            fix="write a def or async def function that calls sample(...) and returns a value",
+        )
+
+
+def plain_key() -> Key:
+    """The key of a plain call: of the innermost `handlers.seed`, else from the operating system."""
+    return local.seeds[-1] if local.seeds else int.from_bytes(os.urandom(8), "little")

@@ -1,0 +1,255 @@
+"""`Text`, the value of a string site, and `prompt`, which remembers where its parts came from.
+
+A `Text` is a `str` in every respect (equality, hash, formatting) that also keeps the token ids it
+was drawn as, their log-probabilities, why it ended, and its **spans**: which stretch came from
+which site. `+`, slices and `strip` keep spans; f-strings, `join`, `%` and `str.format` return a
+plain `str` and lose them. `prompt("... {thought} ...", thought=thought)` keeps them exactly.
+Never infer independence from missing spans.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmppl.errors import BadArgument, excerpt
+
+
+class Span(NamedTuple):
+    """Characters `start:stop` of a text came from the site at `address`."""
+
+    start: int
+    stop: int
+    address: str
+
+
+class Text(str):
+    """An immutable string with its tokens and its origin.
+
+    >>> t = Text("yes", token_ids=[7], token_logprobs=[-0.5], address="answer")
+    >>> t == "yes", t.log_prob, ("so " + t).spans
+    (True, -0.5, (Span(start=3, stop=6, address='answer'),))
+    """
+
+    __slots__ = ("address", "finish", "scheme", "spans", "token_ids", "token_logprobs")
+
+    token_ids: NDArray[np.int32] | None
+    """The ids it was drawn as [T], its terminator included; None for a text that was not drawn."""
+    token_logprobs: NDArray[np.float64] | None
+    """log p of each id under the target law [T]."""
+    address: str | None
+    """The site it is the value of."""
+    finish: str | None
+    """Why it ended: stop, eos, length, constraint."""
+    spans: tuple[Span, ...]
+    scheme: int | None
+    """Of the model and stop rule it was drawn under: where equal, it is scored by its own tokens."""
+
+    def __new__(
+        cls,
+        value: str = "",
+        *,
+        token_ids: Any = None,
+        token_logprobs: Any = None,
+        address: str | None = None,
+        finish: str | None = None,
+        spans: tuple[Span, ...] | None = None,
+        scheme: int | None = None,
+    ) -> Text:
+        """Make a text; without `spans`, the whole of it came from `address`."""
+        self = str.__new__(cls, value)
+        put = object.__setattr__
+        put(self, "token_ids", None if token_ids is None else np.asarray(token_ids, dtype=np.int32))
+        put(
+            self,
+            "token_logprobs",
+            None if token_logprobs is None else np.asarray(token_logprobs, dtype=np.float64),
+        )
+        put(self, "address", address)
+        put(self, "finish", finish)
+        if spans is None:
+            spans = (Span(0, len(value), address),) if address is not None and value else ()
+        put(self, "spans", spans)
+        put(self, "scheme", scheme)
+        return self
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: a text is a value."""
+        raise AttributeError(f"a Text is immutable; cannot set {name!r}")
+
+    def __reduce__(self) -> Any:
+        """Copy and pickle with everything."""
+        return (
+            _rebuild,
+            (
+                str(self),
+                self.token_ids,
+                self.token_logprobs,
+                self.address,
+                self.finish,
+                self.spans,
+                self.scheme,
+            ),
+        )
+
+    def placed(self, address: str) -> Text:
+        """Become the value of a site: only for a text that nobody else has seen yet."""
+        put = object.__setattr__
+        put(self, "address", address)
+        put(self, "spans", (Span(0, len(self), address),) if self else ())
+        return self
+
+    def at(self, address: str) -> Text:
+        """The same text as the value of a site: wholly from there, as far as later prompts go."""
+        return Text(
+            str(self),
+            token_ids=self.token_ids,
+            token_logprobs=self.token_logprobs,
+            address=address,
+            finish=self.finish,
+            scheme=self.scheme,
+        )
+
+    @property
+    def log_prob(self) -> float | None:
+        """Σ log p of its tokens; None for a text that was not drawn."""
+        return None if self.token_logprobs is None else float(self.token_logprobs.sum())
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ended by itself, not by `max_tokens`."""
+        return self.finish != "length"
+
+    def __add__(self, other: str) -> Text:
+        """Concatenate, keeping the spans of both."""
+        if not isinstance(other, str):
+            return NotImplemented
+        return concat((self, other))
+
+    def __radd__(self, other: str) -> Text:
+        """Concatenate a plain string before it."""
+        if not isinstance(other, str):
+            return NotImplemented
+        return concat((other, self))
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Text:
+        """Slice, keeping the spans of what is left (steps of 1 only keep them)."""
+        part = str.__getitem__(self, index)
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                return Text(part)
+        else:
+            start = index.__index__() % max(len(self), 1)
+            stop = start + 1
+        return Text(part, spans=_clip(self.spans, start, stop))
+
+    def _cut(self, part: str, start: int) -> Text:
+        return Text(part, spans=_clip(self.spans, start, start + len(part)))
+
+    def strip(self, chars: str | None = None, /) -> Text:
+        """`str.strip`, keeping spans."""
+        return self._cut(str.strip(self, chars), len(self) - len(str.lstrip(self, chars)))
+
+    def lstrip(self, chars: str | None = None, /) -> Text:
+        """`str.lstrip`, keeping spans."""
+        part = str.lstrip(self, chars)
+        return self._cut(part, len(self) - len(part))
+
+    def rstrip(self, chars: str | None = None, /) -> Text:
+        """`str.rstrip`, keeping spans."""
+        return self._cut(str.rstrip(self, chars), 0)
+
+
+def _rebuild(
+    value: str,
+    ids: Any,
+    logps: Any,
+    address: str | None,
+    finish: str | None,
+    spans: tuple[Span, ...],
+    scheme: int | None,
+) -> Text:
+    return Text(
+        value,
+        token_ids=ids,
+        token_logprobs=logps,
+        address=address,
+        finish=finish,
+        spans=tuple(Span(*s) for s in spans),
+        scheme=scheme,
+    )
+
+
+def _clip(spans: tuple[Span, ...], start: int, stop: int) -> tuple[Span, ...]:
+    out = []
+    for s in spans:
+        a, b = max(s.start, start), min(s.stop, stop)
+        if a < b:
+            out.append(Span(a - start, b - start, s.address))
+    return tuple(out)
+
+
+def concat(parts: tuple[str, ...]) -> Text:
+    """Join strings, keeping the spans of those that have them."""
+    spans: list[Span] = []
+    at = 0
+    for part in parts:
+        if isinstance(part, Text):
+            spans += [Span(s.start + at, s.stop + at, s.address) for s in part.spans]
+        at += len(part)
+    return Text("".join(map(str, parts)), spans=tuple(spans))
+
+
+def prompt(template: str, /, **values: object) -> Text:
+    r"""Fill `{name}` fields of a template and keep which site each part came from.
+
+    Only plain names are fields; `{{` and `}}` are literal braces. Values are inserted as they are:
+    braces inside them mean nothing. Numbers and other values are shown by `str`.
+
+    Raises:
+        BadArgument: a field without a value, a value without a field, or a field that is not a
+            plain name.
+
+    >>> prompt("Q: {q} A:", q=Text("why?", address="question")).spans
+    (Span(start=3, stop=7, address='question'),)
+    """
+    parts: list[str] = []
+    used = set()
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise BadArgument(
+            f"prompt template: {error}",
+            value=excerpt(template),
+            fix="write {{ and }} for literal braces",
+        ) from None
+    for literal, name, spec, conversion in fields:
+        parts.append(literal)
+        if name is None:
+            continue
+        if not name.isidentifier() or spec or conversion:
+            raise BadArgument(
+                f"prompt field {{{name}}} is not a plain name",
+                value=excerpt(template),
+                fix="format the value first and pass it by a name; write {{ and }} for literal braces",
+            )
+        if name not in values:
+            raise BadArgument(
+                f"prompt field {{{name}}} has no value",
+                value=excerpt(template),
+                fix=f"pass {name}=..., or write {{{{{name}}}}} for literal braces",
+            )
+        used.add(name)
+        value = values[name]
+        parts.append(value if isinstance(value, str) else str(value))
+    if unused := sorted(set(values) - used):
+        raise BadArgument(
+            f"prompt values {', '.join(unused)} have no field",
+            value=excerpt(template),
+            fix="remove them",
+        )
+    return concat(tuple(parts))

@@ -1,0 +1,178 @@
+"""What happened in a run: tape entries, and the `Trace` that users read.
+
+A tape is an immutable, persistent linked list of `Entry`s, newest first: a particle forks by
+copying one reference. A finished `loop` iteration, `call` or `plate` is one entry that keeps its
+inner entries in `inside`, so that replay skips them while the trace still lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lmppl.weights import total
+
+RANDOM = ("sample", "observe", "factor")
+"""Operations that carry weight."""
+
+
+class Entry:
+    """One recorded site.
+
+    The weight of a run is Σ `logw`: log p - log q for a sample, log p for an observation, the
+    number itself for a factor, 0 for everything else.
+    """
+
+    __slots__ = (
+        "address",
+        "fingerprint",
+        "inside",
+        "logp",
+        "logq",
+        "logw",
+        "note",
+        "op",
+        "prev",
+        "value",
+    )
+
+    def __init__(
+        self,
+        prev: Entry | None,
+        op: str,
+        address: str,
+        value: Any,
+        logp: float = 0.0,
+        logq: float = 0.0,
+        logw: float = 0.0,
+        fingerprint: int = 0,
+        inside: Any = None,
+        note: Any = None,
+    ) -> None:
+        """Append to `prev`."""
+        self.prev = prev
+        self.op = op
+        self.address = address
+        self.value = value
+        self.logp = logp
+        self.logq = logq
+        self.logw = logw
+        self.fingerprint = fingerprint
+        self.inside = inside
+        self.note = note
+
+    def __repr__(self) -> str:
+        return f"{self.op} {self.address} = {self.value!r:.60} (log p {self.logp:.4g})"
+
+
+def tape(head: Entry | None) -> list[Entry]:
+    """The entries that replay reads, oldest first: folded ones are one entry each."""
+    out = []
+    while head is not None:
+        out.append(head)
+        head = head.prev
+    out.reverse()
+    return out
+
+
+def entries(head: Entry | None) -> list[Entry]:
+    """All entries, oldest first, the inner ones of loops, calls and plates in their place."""
+    out: list[Entry] = []
+    stack: list[tuple[Entry | None, Entry | None]] = [(head, None)]  # (newest, first not included)
+    while stack:
+        node, stop = stack.pop()
+        while node is not None and node is not stop:
+            inside = node.inside
+            if inside is None:
+                out.append(node)
+                node = node.prev
+                continue
+            stack.append((node.prev, stop))
+            if node.op == "plate":
+                # branches in index order: the last one is listed first, since all is reversed
+                stack.extend((branch, None) for branch in inside)
+                break
+            if node.op != "loop":
+                out.append(node)
+            stack.append((inside, node.prev))
+            break
+    out.reverse()
+    return out
+
+
+class Trace(Mapping[str, Any]):
+    """The record of one run, by address: `trace["thought"]` is a value.
+
+    >>> t = Trace.of(Entry(None, "sample", "x", 3, logp=-1.0), result=3)
+    >>> t["x"], t.log_joint, list(t)
+    (3, -1.0, ['x'])
+    """
+
+    __slots__ = ("_by_address", "_head", "_sites", "partial", "result")
+
+    def __init__(self, head: Entry | None, result: Any = None) -> None:
+        """Keep the tape; the index is built when first read."""
+        self._head = head
+        self.result = result
+        """What the program returned."""
+        self.partial: dict[str, Any] = {}
+        """Strings that are being drawn, by address, for guides: states with `ids` and `logp`."""
+        self._sites: list[Entry] | None = None
+        self._by_address: dict[str, Entry] | None = None
+
+    @classmethod
+    def of(cls, head: Entry | None, result: Any = None) -> Trace:
+        """The trace of a tape."""
+        return cls(head, result)
+
+    @property
+    def sites(self) -> list[Entry]:
+        """All entries in order."""
+        if self._sites is None:
+            self._sites = entries(self._head)
+        return self._sites
+
+    @property
+    def _index(self) -> dict[str, Entry]:
+        if self._by_address is None:
+            self._by_address = {e.address: e for e in self.sites if e.op != "jobs"}
+        return self._by_address
+
+    def site(self, address: str) -> Entry:
+        """The whole entry of a site."""
+        return self._index[address]
+
+    def __getitem__(self, address: str) -> Any:
+        return self._index[address].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def log_joint(self) -> float:
+        """log γ(trace) = Σ log p of samples and observations + Σ factors."""
+        return total(e.logw if e.op == "factor" else e.logp for e in self.sites if e.op in RANDOM)
+
+    @property
+    def log_weight(self) -> float:
+        """Σ log-weights: log γ - log q."""
+        return total(e.logw for e in self.sites)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{a}={e.value!r:.40}" for a, e in self._index.items() if e.op != "factor"
+        )
+        return f"Trace({shown})"
+
+    def _repr_html_(self) -> str:
+        from lmppl.html import table
+
+        rows = [
+            (e.op, e.address, e.value, f"{e.logp:.4g}", f"{e.logw:.4g}")
+            for e in self.sites
+            if e.op != "jobs"
+        ]
+        return table(("op", "site", "value", "log p", "log w"), rows)
