@@ -32,8 +32,16 @@ HEAVY = {
     "xarray": "xarray",
 }
 """A heavy package, and the word by which the docstring of a file about it names it."""
+NAMED = {
+    "arviz": {"arviz", "h5netcdf", "pandas", "xarray"},
+    "networkx": {"networkx"},
+    "numpyro": {"jax", "numpyro"},
+    "pyro": {"pyro", "torch"},
+    "torch": {"gguf", "safetensors", "torch", "transformers"},
+}
+"""First word of a file's name -> what it may import at module level: it is of no use without."""
 MODELS = {"gguf", "llguidance", "safetensors", "torch", "transformers"}
-"""What `lmppl/lm/` is about as a whole."""
+"""What `lmppl/lm/` is about as a whole, so that any of its functions may import it."""
 
 MOST_LINES = 400
 
@@ -99,7 +107,11 @@ def of_the_roof(source: str) -> list[str]:
 
 
 def misplaced(source: str, path: str = "lmppl/some.py") -> list[str]:
-    """Heavy imports at module level, or in a file whose docstring does not speak of the package."""
+    """Heavy imports at module level, or in a file that is not about the package.
+
+    A file named after a package imports it where it likes, and nothing light imports that file
+    (test_light_import.py). Any other imports it inside functions, and says so in its docstring.
+    """
     tree = ast.parse(source)
     about = (ast.get_docstring(tree) or "").lower()
     if path.startswith("lmppl/lm/"):
@@ -107,7 +119,7 @@ def misplaced(source: str, path: str = "lmppl/some.py") -> list[str]:
     found = []
     for name, line, inside in imports(tree):
         package = name.split(".")[0]
-        if package not in HEAVY:
+        if package not in HEAVY or package in NAMED.get(Path(path).stem.split("_")[0], ()):
             continue
         if not inside:
             found.append(f"line {line}: import {package} inside the function that needs it")
@@ -169,6 +181,9 @@ def test_the_checks_see_what_they_look_for() -> None:
     assert misplaced('"""About torch."""\nclass A:\n    import torch.nn')
     assert misplaced('"""About nothing."""\ndef f():\n    import torch')
     assert not misplaced("def f():\n    import torch", "lmppl/lm/some.py")
+    assert misplaced("import torch", "lmppl/lm/some.py")
+    assert misplaced("import torch", "lmppl/numpyro.py")
+    assert not misplaced("import torch", "lmppl/lm/torch_draw.py")
     assert not misplaced('"""About Torch."""\ndef f():\n    from torch import nn')
     assert not misplaced("if TYPE_CHECKING:\n    import torch")
     assert misplaced("if TYPE_CHECKING:\n    pass\nelse:\n    import torch")
