@@ -5,6 +5,7 @@ an engine of `lmppl.inference` returns the posterior.
 """
 
 from lmppl import handlers
+from lmppl.checking import check
 from lmppl.distributions import Bernoulli, Categorical, Delta, Mixture, Uniform
 from lmppl.errors import LmpplError
 from lmppl.lm.load import load
@@ -40,6 +41,7 @@ __all__ = [
     "Uniform",
     "call",
     "cached",
+    "check",
     "deterministic",
     "effect",
     "factor",
