@@ -15,6 +15,9 @@ import pytest
 PUBLIC = ["lmppl", "lmppl.graphs", "lmppl.handlers", "lmppl.inference", "lmppl.lm", "lmppl.testing"]
 RECORD = Path(__file__).with_name("public_names.txt")
 
+if __name__ == "__main__":  # before anything is looked up: tests/lmppl would answer for lmppl
+    sys.path[0] = str(RECORD.parent.parent)
+
 
 def present() -> list[str]:
     """The public modules that exist; a folder without `__init__.py` does not count."""
@@ -71,7 +74,6 @@ def test_names_exist(module: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: python tests/test_public_names.py --write")
-    sys.path[0] = str(RECORD.parent.parent)  # it was tests/, where tests/lmppl answers for lmppl
     write()
     print(f"wrote {RECORD.name}: {', '.join(f'{m} {len(offered(m))}' for m in present())}")
     print(f"absent: {', '.join(sorted(set(PUBLIC) - set(present()))) or 'none'}")
