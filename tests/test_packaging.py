@@ -107,6 +107,9 @@ def test_the_wheel_holds_each_file_once(wheel: Path) -> None:
         names = archive.namelist()
         (entry_points,) = (n for n in names if n.endswith(".dist-info/entry_points.txt"))
         assert "lmppl = lmppl.cli:main" in archive.read(entry_points).decode()
+        (metadata,) = (n for n in names if n.endswith(".dist-info/METADATA"))
+        page = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+        assert page.strip() in archive.read(metadata).decode()
     assert len(set(names)) == len(names)
     assert {name for name in names if name.endswith(".py")} == set(all_files())
     assert "lmppl/py.typed" in names
