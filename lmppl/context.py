@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lmppl.handlers import Handler
 
 _NAME = re.compile(r"[^/\[\]\r\n\x00]{1,200}\Z")
+_GOOD: set[str] = set()
+"""Names that have been checked."""
 _HERE = __file__.rpartition("/")[0]
 
 
@@ -36,41 +38,26 @@ class ParticleKilled(BaseException):
 class Message:
     """One request of a program.
 
-    Handlers may change `dist`, `value` (with `done`), `op`, `scale`, `masked` and `weightless`.
+    Handlers may change `dist`, `value` (with `done`), `op`, `scale` and `masked`.
     """
 
-    __slots__ = (
-        "address",
-        "args",
-        "dist",
-        "done",
-        "fn",
-        "kwargs",
-        "logp",
-        "logq",
-        "masked",
-        "name",
-        "op",
-        "options",
-        "proposal",
-        "scale",
-        "stop",
-        "value",
-        "weightless",
-    )
+    # Defaults stand on the class: a site sets few of these, and makes a message each time.
+    dist: Any = None
+    value: Any = None
+    proposal: Any = None
+    fn: Any = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+    options: Any = None
+    done = False
+    stop = False
+    masked = False
+    scale = 1.0
+    logp = 0.0
+    logq = 0.0
 
     def __init__(
-        self,
-        op: str,
-        name: str,
-        address: str,
-        dist: Any = None,
-        value: Any = None,
-        fn: Any = None,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-        proposal: Any = None,
-        options: Any = None,
+        self, op: str, name: str, address: str, dist: Any = None, value: Any = None
     ) -> None:
         """Nothing is answered yet."""
         self.op = op
@@ -78,18 +65,22 @@ class Message:
         self.address = address
         self.dist = dist
         self.value = value
-        self.fn = fn
-        self.args = args
-        self.kwargs = kwargs
-        self.proposal = proposal
-        self.options = options
-        self.done = False
-        self.stop = False
-        self.scale = 1.0
-        self.masked = False
-        self.weightless = False
-        self.logp = 0.0
-        self.logq = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        op: str,
+        name: str,
+        address: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        options: Any = None,
+    ) -> Message:
+        """The message of a site that runs a function."""
+        self = cls(op, name, address)
+        self.fn, self.args, self.kwargs, self.options = fn, args, kwargs, options
+        return self
 
     def take(self, entry: Entry) -> None:
         """Be answered by an entry."""
@@ -181,8 +172,11 @@ class Context:
 
     def address(self, name: str) -> str:
         """The unique address of a name in the current scope."""
-        if not isinstance(name, str) or not _NAME.match(name):
-            raise BadSiteName(name)
+        if type(name) is not str or name not in _GOOD:
+            if not isinstance(name, str) or not _NAME.match(name):
+                raise BadSiteName(name)
+            if len(_GOOD) < 100_000:
+                _GOOD.add(str(name))
         full = self.scope + name if self.scope else name
         counts = self.counts
         seen = counts.get(full)

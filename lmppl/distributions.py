@@ -24,7 +24,7 @@ import numpy as np
 from lmppl.errors import BadArgument, NotADistribution, NotFinite, UnsupportedValue, excerpt
 from lmppl.jobs import Draw, Env, Generate, Score, Step
 from lmppl.random import draw, fold, hash_text
-from lmppl.types import Floats, Key
+from lmppl.types import Key
 from lmppl.weights import NEG_INF, log_sum_exp
 
 
@@ -108,48 +108,49 @@ class Categorical(Distribution):
         else:
             self.values = tuple(probabilities)
             weights = [1.0] * len(self.values) if weights is None else list(weights)
-        w = np.asarray(weights, dtype=np.float64)
-        if (
-            not self.values
-            or w.shape != (len(self.values),)
-            or not (np.isfinite(w) & (w >= 0)).all()
-            or w.sum() == 0
-        ):
+        total = 0.0
+        fine = len(weights) == len(self.values) > 0
+        for w in weights:
+            if not 0.0 <= w < math.inf:
+                fine = False
+                break
+            total += w
+        if not fine or total == 0.0:
             raise BadArgument(
                 f"{self.kind} needs one finite non-negative weight per value, not all zero",
                 value=excerpt(dict(zip(self.values, weights, strict=False))),
                 fix='write Categorical({"a": 0.7, "b": 0.3})',
             )
-        with np.errstate(divide="ignore"):
-            self.log_weights: Floats = np.log(w / w.sum())
+        self.log_weights = [math.log(w / total) if w > 0.0 else NEG_INF for w in weights]
         self._fingerprint: int | None = None
 
     def draw(self, key: Key, env: Env) -> Draw:
         """One categorical draw."""
         k = draw(env.chance, key, self.log_weights)
-        logp = float(self.log_weights[k])
+        logp = self.log_weights[k]
         return Draw(self.values[k], logp, logp)
 
     def score(self, value: Any, env: Env) -> float:
         """Σ over the entries equal to the value."""
-        hits = [
-            float(w) for v, w in zip(self.values, self.log_weights, strict=True) if _same(v, value)
-        ]
+        hits = [w for v, w in zip(self.values, self.log_weights, strict=True) if _same(v, value)]
         return hits[0] if len(hits) == 1 else log_sum_exp(hits)
 
     def support(self, env: Env) -> list[tuple[Any, float]]:
         """The values of positive weight, in order."""
-        return [
-            (v, float(w)) for v, w in zip(self.values, self.log_weights, strict=True) if w > NEG_INF
-        ]
+        return [(v, w) for v, w in zip(self.values, self.log_weights, strict=True) if w > NEG_INF]
 
     @property
     def fingerprint(self) -> int:
         """Of values and weights."""
         if self._fingerprint is None:
-            self._fingerprint = fold(
-                hash_text(self.kind), fingerprint_of(self.values), fingerprint_of(self.log_weights)
-            )
+            if all(type(v) in (str, int, float, bool) for v in self.values):
+                self._fingerprint = hash_text(f"{self.kind}{self.values!r}{self.log_weights!r}")
+            else:
+                self._fingerprint = fold(
+                    hash_text(self.kind),
+                    fingerprint_of(self.values),
+                    fingerprint_of(self.log_weights),
+                )
         return self._fingerprint
 
 

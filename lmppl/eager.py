@@ -91,10 +91,10 @@ class EagerContext(Context):
             self._sample(message)
         elif op == "observe":
             message.logp = self._score(message) * message.scale
-            self._record(message, 0.0 if message.weightless else message.logp)
+            self._record(message, message.logp)
         elif op == "factor":
             w = check_log_weight(message.value, site=message.address) * message.scale
-            self._record(message, 0.0 if message.masked or message.weightless else w)
+            self._record(message, 0.0 if message.masked else w)
         elif op == "plate":
             self._plate(message)
         elif op == "cached":
@@ -125,7 +125,7 @@ class EagerContext(Context):
     def _sample(self, message: Message) -> None:
         if message.done:
             message.logp = self._score(message) * message.scale
-            self._record(message, 0.0 if message.weightless else message.logp)
+            self._record(message, message.logp)
             return
         source = message.proposal or message.dist
         drawn = run_now(

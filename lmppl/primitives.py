@@ -60,7 +60,10 @@ def sample(name: str, dist: Any, obs: Any = None, proposal: Any = None) -> Any:
         dist, proposal = adapt(**proposal), None
     elif proposal is not None:
         proposal = as_distribution(proposal, address)
-    return ctx.perform(Message("sample", name, address, dist, proposal=proposal))
+    message = Message("sample", name, address, dist)
+    if proposal is not None:
+        message.proposal = proposal
+    return ctx.perform(message)
 
 
 def observe(name: str, dist: Any, value: Any) -> Any:
@@ -76,7 +79,7 @@ def factor(name: str, log_weight: Any) -> Any:
     `-inf` ends the run with weight zero; nan and +inf raise `NonFiniteWeight`.
     """
     ctx = current("factor")
-    return ctx.perform(Message("factor", name, ctx.address(name), value=log_weight))
+    return ctx.perform(Message("factor", name, ctx.address(name), None, log_weight))
 
 
 def deterministic(name: str, value: Any) -> Any:
@@ -119,16 +122,14 @@ def effect(
         )
     ctx = current("effect")
     options = (on_error, timeout, retries)
-    return ctx.perform(
-        Message("effect", name, ctx.address(name), fn=fn, args=args, kwargs=kwargs, options=options)
-    )
+    return ctx.perform(Message.of("effect", name, ctx.address(name), fn, args, kwargs, options))
 
 
 def cached(name: str, fn: Callable[..., Any], *args: Any) -> Any:
     """A pure, costly function: computed once per run and arguments, for all particles."""
     ctx = current("cached")
     return ctx.perform(
-        Message("cached", name, ctx.address(name), fn=fn, args=args, options=(None, None, 0))
+        Message.of("cached", name, ctx.address(name), fn, args, None, (None, None, 0))
     )
 
 
@@ -151,7 +152,7 @@ def plate(name: str, items: Iterable[Any], fn: Callable[[Any], Any] | None = Non
     address = ctx.address(name)
     if fn is None:
         return _scoped(ctx, address, listed)
-    return ctx.perform(Message("plate", name, address, fn=fn, args=listed))
+    return ctx.perform(Message.of("plate", name, address, fn, listed))
 
 
 def _scoped(ctx: Context, address: str, items: tuple[Any, ...]) -> Iterator[Any]:

@@ -22,6 +22,7 @@ Reference: Gumbel (1954); Maddison, Tarlow and Minka, A* sampling (2014).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -34,6 +35,10 @@ MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 MUL1 = 0xBF58476D1CE4E5B9
 MUL2 = 0x94D049BB133111EB
+SHORT = 256
+"""Texts up to this length have their hashes cached."""
+FEW = 16
+"""Single draws among so few are quicker in plain Python."""
 WIDE = 1024
 BLOCK = 256
 BLOCK_STREAM = 0x5851F42D4C957F2D
@@ -48,11 +53,17 @@ def mix(x: int) -> Key:
     return x ^ (x >> 31)
 
 
-@lru_cache(maxsize=65536)
 def hash_text(text: str) -> int:
     """A 64-bit hash of a string that is the same in every process (blake2b)."""
+    return _hash_short(text) if len(text) <= SHORT else _hash(text)
+
+
+def _hash(text: str) -> int:
     raw = text.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+
+
+_hash_short = lru_cache(maxsize=65536)(_hash)
 
 
 def fold(key: Key, *data: int | str) -> Key:
@@ -63,7 +74,14 @@ def fold(key: Key, *data: int | str) -> Key:
     """
     for item in data:
         word = hash_text(item) if isinstance(item, str) else item
-        key = mix(mix(key + GOLDEN) ^ (word * MUL2 + GOLDEN))
+        # mix(mix(key + GOLDEN) ^ (word * MUL2 + GOLDEN)), written out: this runs once per site
+        x = (key + GOLDEN) & MASK
+        x = ((x ^ (x >> 30)) * MUL1) & MASK
+        x = ((x ^ (x >> 27)) * MUL2) & MASK
+        x = (x ^ (x >> 31) ^ (word * MUL2 + GOLDEN)) & MASK
+        x = ((x ^ (x >> 30)) * MUL1) & MASK
+        x = ((x ^ (x >> 27)) * MUL2) & MASK
+        key = x ^ (x >> 31)
     return key
 
 
@@ -158,6 +176,14 @@ class Argmax:
         return np.full(len(keys), 0.5)
 
 
-def draw(chance: Chance, key: Key, log_weights: Floats) -> int:
+def draw(chance: Chance, key: Key, log_weights: Floats | Sequence[float]) -> int:
     """One categorical draw: index v with P(v) ∝ exp(log_weights[v])."""
+    if type(chance) is GumbelMax and len(log_weights) <= FEW:
+        best, top = 0, -math.inf
+        for v, lw in enumerate(log_weights):
+            noisy = lw - math.log(-math.log(uniform(key, v)))
+            if noisy > top:
+                best, top = v, noisy
+        return best
+    log_weights = np.asarray(log_weights, dtype=np.float64)
     return int(chance.categorical(np.array([key], dtype=np.uint64), log_weights[None, :])[0])

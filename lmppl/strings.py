@@ -27,7 +27,7 @@ from lmppl.jobs import Draw, Env, Generate, Score, Step
 from lmppl.lm.base import LanguageModel, TokenLaw
 from lmppl.lm.generate import Limit, StringLaw, StringState, end_ids, text_of
 from lmppl.lm.table import token_law
-from lmppl.random import draw, fold, hash_text
+from lmppl.random import MASK, MUL1, draw, fold, hash_text
 from lmppl.text import Text
 from lmppl.types import Floats, Ids, Key
 from lmppl.weights import NEG_INF, log_sum_exp
@@ -41,13 +41,14 @@ MAX_SUPPORT = 1_000_000
 class _Options:
     """Checked arguments of a string distribution, shared by all equal calls."""
 
-    __slots__ = ("end", "fingerprint", "law", "regex", "target")
+    __slots__ = ("end", "fingerprint", "law", "regex", "schemes", "target")
 
     def __init__(self, law: StringLaw, regex: str | None, target: Target, end: bool) -> None:
         self.law = law
         self.regex = regex
         self.target = target
         self.end = end
+        self.schemes: dict[str, int] = {}
         shown = (law.max_tokens, law.stop, law.limit, law.token, law.power, regex, target, end)
         self.fingerprint = hash_text(repr(shown))
 
@@ -173,20 +174,17 @@ class _String(Distribution):
     def draw(self, key: Key, env: Env) -> Step[Draw]:
         """Ask for one string."""
         lm = env.model(self._lm)
-        state = StringState.start(self.law(lm), self.context(lm), key)
+        state = StringState(self.law(lm), self.context(lm), key)
         return Generate(lm, state, self._drawn(lm))
 
     def _drawn(self, lm: LanguageModel) -> Any:
         restricted = self._options.law.token.truncates and self._options.target == "model"
         stop = self._options.law.stop
+        scheme = self._scheme(lm)
 
         def drawn(state: StringState) -> Draw:
-            text = Text(
-                text_of(lm, state.ids, stop),
-                token_ids=state.ids,
-                token_logprobs=state.logps,
-                finish=state.finish,
-                scheme=self._scheme(lm),
+            text = Text.drawn(
+                text_of(lm, state.ids, stop), state.ids, state.logps, state.finish, scheme
             )
             return Draw(text, state.logw + state.logq, state.logq, restricted)
 
@@ -194,8 +192,12 @@ class _String(Distribution):
 
     def _scheme(self, lm: LanguageModel) -> int:
         """Equal for laws under which a text's own tokens mean the same."""
-        o = self._options
-        return hash_text(f"{lm.name}\0{o.law.stop!r}\0{o.regex!r}")
+        schemes = self._options.schemes
+        found = schemes.get(lm.name)
+        if found is None:
+            o = self._options
+            found = schemes[lm.name] = hash_text(f"{lm.name}\0{o.law.stop!r}\0{o.regex!r}")
+        return found
 
     def score(self, value: Any, env: Env) -> Step[float]:
         """log p of a text, by its own tokens if it was drawn under the same stop rule."""
@@ -279,7 +281,7 @@ class _String(Distribution):
                 fix="use Choice, another engine, or a TableLM",
             )
         law = self.law(lm)
-        live = [StringState.start(law, self.context(lm), 0)]
+        live = [StringState(law, self.context(lm), 0)]
         done: list[StringState] = []
         while live:
             rows = lm.open([s.context + tuple(s.ids) for s in live])
@@ -307,7 +309,7 @@ class _String(Distribution):
     @property
     def fingerprint(self) -> int:
         """Of context and options."""
-        return fold(self._context_hash, self._options.fingerprint)
+        return (self._context_hash * MUL1 ^ self._options.fingerprint) & MASK
 
 
 def _end_mass(lm: LanguageModel, s: StringState) -> float:

@@ -9,7 +9,10 @@ Never infer independence from missing spans.
 
 from __future__ import annotations
 
+import math
 import string
+from array import array
+from collections.abc import Iterable
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -34,12 +37,8 @@ class Text(str):
     (True, -0.5, (Span(start=3, stop=6, address='answer'),))
     """
 
-    __slots__ = ("address", "finish", "scheme", "spans", "token_ids", "token_logprobs")
+    __slots__ = ("_ids", "_logps", "address", "finish", "scheme", "spans")
 
-    token_ids: NDArray[np.int32] | None
-    """The ids it was drawn as [T], its terminator included; None for a text that was not drawn."""
-    token_logprobs: NDArray[np.float64] | None
-    """log p of each id under the target law [T]."""
     address: str | None
     """The site it is the value of."""
     finish: str | None
@@ -47,13 +46,15 @@ class Text(str):
     spans: tuple[Span, ...]
     scheme: int | None
     """Of the model and stop rule it was drawn under: where equal, it is scored by its own tokens."""
+    _ids: array[int] | None
+    _logps: array[float] | None
 
     def __new__(
         cls,
         value: str = "",
         *,
-        token_ids: Any = None,
-        token_logprobs: Any = None,
+        token_ids: Iterable[int] | None = None,
+        token_logprobs: Iterable[float] | None = None,
         address: str | None = None,
         finish: str | None = None,
         spans: tuple[Span, ...] | None = None,
@@ -61,20 +62,39 @@ class Text(str):
     ) -> Text:
         """Make a text; without `spans`, the whole of it came from `address`."""
         self = str.__new__(cls, value)
-        put = object.__setattr__
-        put(self, "token_ids", None if token_ids is None else np.asarray(token_ids, dtype=np.int32))
-        put(
-            self,
-            "token_logprobs",
-            None if token_logprobs is None else np.asarray(token_logprobs, dtype=np.float64),
-        )
-        put(self, "address", address)
-        put(self, "finish", finish)
+        _put_ids(self, None if token_ids is None else array("i", token_ids))
+        _put_logps(self, None if token_logprobs is None else array("d", token_logprobs))
+        _put_address(self, address)
+        _put_finish(self, finish)
         if spans is None:
             spans = (Span(0, len(value), address),) if address is not None and value else ()
-        put(self, "spans", spans)
-        put(self, "scheme", scheme)
+        _put_spans(self, spans)
+        _put_scheme(self, scheme)
         return self
+
+    @classmethod
+    def drawn(
+        cls, value: str, ids: Iterable[int], logps: Iterable[float], finish: str | None, scheme: int
+    ) -> Text:
+        """A text that a language model has just drawn; `placed` gives it its site."""
+        self = str.__new__(cls, value)
+        _put_ids(self, array("i", ids))
+        _put_logps(self, array("d", logps))
+        _put_address(self, None)
+        _put_finish(self, finish)
+        _put_spans(self, ())
+        _put_scheme(self, scheme)
+        return self
+
+    @property
+    def token_ids(self) -> NDArray[np.int32] | None:
+        """The ids it was drawn as [T], its terminator included; None for a text not drawn."""
+        return None if self._ids is None else _view(self._ids, np.int32)
+
+    @property
+    def token_logprobs(self) -> NDArray[np.float64] | None:
+        """log p of each id under the target law [T]."""
+        return None if self._logps is None else _view(self._logps, np.float64)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: a text is a value."""
@@ -86,8 +106,8 @@ class Text(str):
             _rebuild,
             (
                 str(self),
-                self.token_ids,
-                self.token_logprobs,
+                self._ids,
+                self._logps,
                 self.address,
                 self.finish,
                 self.spans,
@@ -97,17 +117,16 @@ class Text(str):
 
     def placed(self, address: str) -> Text:
         """Become the value of a site: only for a text that nobody else has seen yet."""
-        put = object.__setattr__
-        put(self, "address", address)
-        put(self, "spans", (Span(0, len(self), address),) if self else ())
+        _put_address(self, address)
+        _put_spans(self, (Span(0, len(self), address),) if self else ())
         return self
 
     def at(self, address: str) -> Text:
         """The same text as the value of a site: wholly from there, as far as later prompts go."""
         return Text(
             str(self),
-            token_ids=self.token_ids,
-            token_logprobs=self.token_logprobs,
+            token_ids=self._ids,
+            token_logprobs=self._logps,
             address=address,
             finish=self.finish,
             scheme=self.scheme,
@@ -116,7 +135,7 @@ class Text(str):
     @property
     def log_prob(self) -> float | None:
         """Σ log p of its tokens; None for a text that was not drawn."""
-        return None if self.token_logprobs is None else float(self.token_logprobs.sum())
+        return None if self._logps is None else math.fsum(self._logps)
 
     @property
     def complete(self) -> bool:
@@ -162,6 +181,21 @@ class Text(str):
     def rstrip(self, chars: str | None = None, /) -> Text:
         """`str.rstrip`, keeping spans."""
         return self._cut(str.rstrip(self, chars), 0)
+
+
+# Writing a slot by its descriptor is how an immutable value fills itself, and the quickest way.
+_put_ids = Text._ids.__set__  # type: ignore[union-attr]
+_put_logps = Text._logps.__set__  # type: ignore[union-attr]
+_put_address = Text.address.__set__  # type: ignore[union-attr]
+_put_finish = Text.finish.__set__  # type: ignore[union-attr]
+_put_spans = Text.spans.__set__  # type: ignore[attr-defined]
+_put_scheme = Text.scheme.__set__  # type: ignore[union-attr]
+
+
+def _view(data: array[Any], dtype: Any) -> NDArray[Any]:
+    view = np.frombuffer(data, dtype=dtype) if len(data) else np.zeros(0, dtype=dtype)
+    view.setflags(write=False)
+    return view
 
 
 def _rebuild(

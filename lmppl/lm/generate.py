@@ -19,7 +19,6 @@ constraint leaves no token of positive probability.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -50,9 +49,22 @@ class StringLaw(NamedTuple):
     """Whether what is drawn is also what is meant (then log p = log q)."""
 
 
-@dataclass(slots=True)
 class StringState:
     """One string on its way: everything that a particle copies when it forks."""
+
+    __slots__ = (
+        "automaton",
+        "context",
+        "end_logp",
+        "finish",
+        "ids",
+        "key",
+        "law",
+        "logps",
+        "logq",
+        "logw",
+        "tail",
+    )
 
     law: StringLaw
     context: Ids
@@ -60,36 +72,37 @@ class StringState:
     ids: list[int]
     logps: list[float]
     automaton: ConstraintState | None
-    logw: float = 0.0
+    logw: float
     """log-weight so far."""
-    logq: float = 0.0
+    logq: float
     """Σ log q so far."""
-    end_logp: float = 0.0
+    end_logp: float
     """log p of the forced end, with limit="eos"."""
-    tail: bytes = b""
-    finish: Finish | None = None
+    tail: bytes
+    finish: Finish | None
 
-    @classmethod
-    def start(cls, law: StringLaw, context: Ids, key: int) -> StringState:
+    def __init__(self, law: StringLaw, context: Ids, key: int) -> None:
         """The empty string after a context."""
-        automaton = None if law.constraint is None else law.constraint.start()
-        return cls(law, context, key, [], [], automaton)
+        self.law = law
+        self.context = context
+        self.key = key
+        self.ids = []
+        self.logps = []
+        self.automaton = None if law.constraint is None else law.constraint.start()
+        self.logw = self.logq = self.end_logp = 0.0
+        self.tail = b""
+        self.finish = None
 
     def fork(self, key: int) -> StringState:
         """A copy that continues with other noise."""
-        return StringState(
-            self.law,
-            self.context,
-            key,
-            list(self.ids),
-            list(self.logps),
-            self.automaton,
-            self.logw,
-            self.logq,
-            self.end_logp,
-            self.tail,
-            self.finish,
-        )
+        new = StringState(self.law, self.context, key)
+        new.ids = list(self.ids)
+        new.logps = list(self.logps)
+        new.automaton = self.automaton
+        new.logw, new.logq, new.end_logp = self.logw, self.logq, self.end_logp
+        new.tail = self.tail
+        new.finish = self.finish
+        return new
 
     def extend(self, lm: LanguageModel, token: int, logp: float, logq: float) -> None:
         """Append a token of positive probability and see whether the string ends."""
@@ -163,9 +176,14 @@ def end_ids(lm: LanguageModel, stop: tuple[str, ...]) -> tuple[int, ...]:
 
 def text_of(lm: LanguageModel, ids: Sequence[int], stop: tuple[str, ...]) -> str:
     """The value of a string: decoded, without terminators."""
-    text = lm.decode([i for i in ids if i not in lm.eos_ids])
-    cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
-    return text[: min(cuts)] if cuts else text
+    if ids and ids[-1] in lm.eos_ids:
+        ids = ids[:-1]
+    text = lm.decode(ids)
+    for s in stop:
+        at = text.find(s)
+        if at >= 0:
+            text = text[:at]
+    return text
 
 
 def advance(

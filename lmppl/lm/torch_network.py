@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -59,7 +60,7 @@ class Network:
         self._heard: dict[int, int] = {}
         self.engine: Engine = "recompute"
         self._bare_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             self.engine = self._choose(ENGINES if engine == "auto" else (engine,))
         self.usage = Usage()
 
@@ -243,6 +244,17 @@ class Network:
             if self._heard.get(layer) != expected[kind]:
                 return f"layer {layer} ({kind}) attends with window {self._heard.get(layer)}"
         return None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A few tiny passes on one CPU thread: two that fight for busy cores are slower by far."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _max_context(config: Any) -> int:
