@@ -69,7 +69,10 @@ class Particle:
         if self.dead:
             return NEG_INF
         total = self.logw
-        for leaf in self.strand.leaves():
+        root = self.strand
+        if root.branches is None and root.job is None:
+            return total
+        for leaf in root.leaves():
             if isinstance(leaf.job, Generate):
                 total += leaf.job.state.logw
         return total
@@ -182,13 +185,15 @@ class Machine:
         self.stop, self.limit = stop, limit
         new: list[Job] = []
         for p in particles:
-            if not p.finished:
-                for leaf in list(p.strand.leaves()):
-                    leaf.stepped = False
-                    if leaf.job is not None:
-                        new.append(self._submit(leaf.job, p, leaf))
-                    elif not p.dead:
-                        self._move(p, leaf, new)
+            root = p.strand
+            if p.dead or root.done:
+                continue
+            for leaf in (root,) if root.branches is None else tuple(root.leaves()):
+                leaf.stepped = False
+                if leaf.job is not None:
+                    new.append(self._submit(leaf.job, p, leaf))
+                elif not p.dead:
+                    self._move(p, leaf, new)
         outstanding = len(new)
         while outstanding:
             done = yield new
@@ -399,7 +404,7 @@ class Machine:
             raise LmpplError("a draw was delivered to a particle that waits for none")
         value = d.value
         if isinstance(value, str):
-            if type(value) is Text and value.address is None and value.token_ids is not None:
+            if type(value) is Text and value.address is None and value._ids is not None:
                 value = value.placed(m.address)
             else:
                 value = (

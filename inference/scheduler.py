@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import inspect
 import queue
 import threading
@@ -25,6 +26,8 @@ from lmppl.jobs import Effect, Generate, Job, Score, run_lm_jobs
 from lmppl.random import Chance
 
 WORKERS = 32
+SWEEP = 200_000
+"""Objects made since the last sweep after which there is another."""
 
 
 class EffectRunner:
@@ -136,6 +139,8 @@ def drive_many(
     of_job: dict[int, _Client] = {}
     exhausted = False
     context.engines_running += 1
+    collector = _Collector()
+    collector.pause()
     try:
         while True:
             while not exhausted and len(clients) < concurrency:
@@ -159,11 +164,15 @@ def drive_many(
                         new = next(client.run)
                 except StopIteration as stop:
                     del clients[client.index]
+                    collector.resume()
                     yield client.index, stop.value
+                    collector.pause()
                     continue
                 except Exception as error:
                     del clients[client.index]
+                    collector.resume()
                     yield client.index, error
+                    collector.pause()
                     continue
                 client.waiting += len(new)
                 for job in new:
@@ -176,6 +185,7 @@ def drive_many(
                     raise Deadlock(
                         "an engine waits, and none of its jobs runs", fix="report this as a bug"
                     )
+            collector.sweep()
             batch, waiting = waiting, []
             if batch:
                 if observer is not None:
@@ -187,10 +197,34 @@ def drive_many(
             while not effects.done.empty():
                 _complete([effects.done.get()], of_job)
     finally:
+        collector.resume()
         context.engines_running -= 1
         for client in clients.values():
             client.run.close()
         effects.close()
+
+
+class _Collector:
+    """Holds the cycle collector back while particles move, and sweeps between waves instead.
+
+    A wave makes many long-lived objects and hardly a cycle: left alone, a third of its time goes
+    into collections that find nothing.
+    """
+
+    def __init__(self) -> None:
+        self._ours = gc.isenabled()
+
+    def pause(self) -> None:
+        if self._ours:
+            gc.disable()
+
+    def resume(self) -> None:
+        if self._ours:
+            gc.enable()
+
+    def sweep(self) -> None:
+        if self._ours and gc.get_count()[0] > SWEEP:
+            gc.collect(1)
 
 
 def _complete(jobs: Sequence[Job], of_job: dict[int, _Client]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from lmppl.errors import CapabilityError, NoActiveProgram, excerpt
+from lmppl.errors import CapabilityError, NoLanguageModel, excerpt
 from lmppl.ledger import Ledger, ModelCost
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import StringState, advance
@@ -162,12 +162,13 @@ class Env:
 
     def model(self, lm: LanguageModel | str | None) -> LanguageModel:
         """The language model that a distribution means."""
-        if isinstance(lm, LanguageModel):
+        if lm is None or isinstance(lm, str):
+            name = "default" if lm is None else lm
+            found = self.models.get(name)
+            if found is not None:
+                return found
+        else:
             return lm
-        name = "default" if lm is None else lm
-        found = self.models.get(name)
-        if found is not None:
-            return found
         if lm is not None and self.resolve is not None:
             return self.resolve(lm)
         if lm is not None and self.models:
@@ -176,7 +177,7 @@ class Env:
                 value=excerpt(sorted(self.models)),
                 fix=f'pass lm={{"default": ..., {lm!r}: ...}}',
             )
-        raise NoActiveProgram(
+        raise NoLanguageModel(
             "this program draws from a language model, and none is given",
             fix='pass lm="smollm2" to infer, write LM(prompt, lm=...), or use handlers.using(lm) for a plain call',
         )
@@ -184,13 +185,17 @@ class Env:
 
 def run_lm_jobs(jobs: Sequence[Generate | Score], chance: Chance) -> None:
     """Run model jobs, one batch per model, kind and limit, and charge their ledgers."""
-    strings: dict[tuple[int, int | None], list[Generate]] = {}
-    texts: dict[int, list[Score]] = {}
+    strings: dict[tuple[LanguageModel, int | None], list[Generate]] = {}
+    texts: dict[LanguageModel, list[Score]] = {}
     for job in jobs:
-        if isinstance(job, Generate):
-            strings.setdefault((id(job.lm), job.limit), []).append(job)
+        if type(job) is Generate:
+            at = (job.lm, job.limit)
+            if at in strings:
+                strings[at].append(job)
+            else:
+                strings[at] = [job]
         else:
-            texts.setdefault(id(job.lm), []).append(job)
+            texts.setdefault(job.lm, []).append(job)  # type: ignore[arg-type]
     for (_, limit), group in strings.items():
         _generate(group, chance, limit)
     for batch in texts.values():

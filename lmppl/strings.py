@@ -41,16 +41,35 @@ MAX_SUPPORT = 1_000_000
 class _Options:
     """Checked arguments of a string distribution, shared by all equal calls."""
 
-    __slots__ = ("end", "fingerprint", "law", "regex", "schemes", "target")
+    __slots__ = ("end", "fingerprint", "finishers", "law", "regex", "target")
 
     def __init__(self, law: StringLaw, regex: str | None, target: Target, end: bool) -> None:
         self.law = law
         self.regex = regex
         self.target = target
         self.end = end
-        self.schemes: dict[str, int] = {}
+        self.finishers: dict[int, _Finisher] = {}
         shown = (law.max_tokens, law.stop, law.limit, law.token, law.power, regex, target, end)
         self.fingerprint = hash_text(repr(shown))
+
+
+class _Finisher:
+    """Makes a draw of a finished string; one per model and options."""
+
+    __slots__ = ("lm", "restricted", "scheme", "stop")
+
+    def __init__(self, lm: LanguageModel, options: _Options) -> None:
+        self.lm = lm
+        self.stop = options.law.stop
+        self.restricted = options.law.token.truncates and options.target == "model"
+        self.scheme = hash_text(f"{lm.name}\0{self.stop!r}\0{options.regex!r}")
+
+    def __call__(self, state: StringState) -> Draw:
+        ids = state.ids
+        text = Text.drawn(
+            text_of(self.lm, ids, self.stop), ids, state.logps, state.finish, self.scheme
+        )
+        return Draw(text, state.logw + state.logq, state.logq, self.restricted)
 
 
 @lru_cache(maxsize=4096)
@@ -177,27 +196,16 @@ class _String(Distribution):
         state = StringState(self.law(lm), self.context(lm), key)
         return Generate(lm, state, self._drawn(lm))
 
-    def _drawn(self, lm: LanguageModel) -> Any:
-        restricted = self._options.law.token.truncates and self._options.target == "model"
-        stop = self._options.law.stop
-        scheme = self._scheme(lm)
-
-        def drawn(state: StringState) -> Draw:
-            text = Text.drawn(
-                text_of(lm, state.ids, stop), state.ids, state.logps, state.finish, scheme
-            )
-            return Draw(text, state.logw + state.logq, state.logq, restricted)
-
-        return drawn
+    def _drawn(self, lm: LanguageModel) -> _Finisher:
+        finishers = self._options.finishers
+        found = finishers.get(id(lm))
+        if found is None or found.lm is not lm:
+            found = finishers[id(lm)] = _Finisher(lm, self._options)
+        return found
 
     def _scheme(self, lm: LanguageModel) -> int:
         """Equal for laws under which a text's own tokens mean the same."""
-        schemes = self._options.schemes
-        found = schemes.get(lm.name)
-        if found is None:
-            o = self._options
-            found = schemes[lm.name] = hash_text(f"{lm.name}\0{o.law.stop!r}\0{o.regex!r}")
-        return found
+        return self._drawn(lm).scheme
 
     def score(self, value: Any, env: Env) -> Step[float]:
         """log p of a text, by its own tokens if it was drawn under the same stop rule."""

@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 import string
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmppl.errors import BadArgument, excerpt
+
+SHORT = 64
+"""Texts of more tokens keep them packed."""
 
 
 class Span(NamedTuple):
@@ -46,8 +49,8 @@ class Text(str):
     spans: tuple[Span, ...]
     scheme: int | None
     """Of the model and stop rule it was drawn under: where equal, it is scored by its own tokens."""
-    _ids: array[int] | None
-    _logps: array[float] | None
+    _ids: Sequence[int] | None
+    _logps: Sequence[float] | None
 
     def __new__(
         cls,
@@ -74,12 +77,16 @@ class Text(str):
 
     @classmethod
     def drawn(
-        cls, value: str, ids: Iterable[int], logps: Iterable[float], finish: str | None, scheme: int
+        cls, value: str, ids: list[int], logps: list[float], finish: str | None, scheme: int
     ) -> Text:
-        """A text that a language model has just drawn; `placed` gives it its site."""
+        """A text that a language model has just drawn; `placed` gives it its site.
+
+        It keeps `ids` and `logps`, which nobody may change afterwards.
+        """
         self = str.__new__(cls, value)
-        _put_ids(self, array("i", ids))
-        _put_logps(self, array("d", logps))
+        short = len(ids) <= SHORT
+        _put_ids(self, ids if short else array("i", ids))
+        _put_logps(self, logps if short else array("d", logps))
         _put_address(self, None)
         _put_finish(self, finish)
         _put_spans(self, ())
@@ -192,8 +199,8 @@ _put_spans = Text.spans.__set__  # type: ignore[attr-defined]
 _put_scheme = Text.scheme.__set__  # type: ignore[union-attr]
 
 
-def _view(data: array[Any], dtype: Any) -> NDArray[Any]:
-    view = np.frombuffer(data, dtype=dtype) if len(data) else np.zeros(0, dtype=dtype)
+def _view(data: Sequence[Any], dtype: Any) -> NDArray[Any]:
+    view = np.array(data, dtype=dtype)
     view.setflags(write=False)
     return view
 

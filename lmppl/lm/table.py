@@ -175,6 +175,11 @@ class TableLM(LanguageModel):
                 at += 1
         return tuple(out)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; bytes that are not UTF-8 show as U+FFFD."""
+        words = self.words
+        return b"".join([words[i] for i in ids]).decode("utf-8", "replace")
+
     def encode_chat(self, messages: Sequence[tuple[str, str]]) -> Ids:
         """The contents one after the other: a toy model has no roles."""
         return tuple(i for _, content in messages for i in self.encode(content))
