@@ -44,6 +44,10 @@ class Engine(ABC):
         """The chance that this engine wants (greedy decoding wants none)."""
         return chance
 
+    def infer(self, program: Callable[..., Any], *args: Any, **options: Any) -> Posterior:
+        """`infer(program, ..., engine=self)`, for code that may not import this package."""
+        return infer(program, *args, engine=self, **options)
+
 
 def check_particles(n: object) -> int:
     """A usable number of particles."""
