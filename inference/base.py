@@ -16,7 +16,6 @@ from typing import Any
 
 from lmppl.context import Awaited, Message, local
 from lmppl.errors import BadArgument, UnusedCondition
-from lmppl.frames import FrameContext
 from lmppl.handlers import as_models
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import Posterior
@@ -25,6 +24,7 @@ from lmppl.jobs import Env
 from lmppl.lm.load import load
 from lmppl.program import check_program
 from lmppl.random import Argmax, Chance, GumbelMax, fold
+from lmppl.strands import FrameContext
 
 MOST_PARTICLES = 1_000_000
 

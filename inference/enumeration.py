@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.frames import Strand
 from lmppl.inference.base import Engine
 from lmppl.inference.population import Jobs, Machine, Particle
 from lmppl.inference.posterior import population_posterior
 from lmppl.jobs import Draw
 from lmppl.random import fold
+from lmppl.strands import Strand
 from lmppl.weights import NEG_INF, exp, log_sum_exp
 
 

@@ -25,10 +25,11 @@ from typing import Any, Literal, TypeAlias
 from lmppl.context import Message
 from lmppl.distributions import after
 from lmppl.errors import AllParticlesDead, BadArgument, LmpplError, SiteError, excerpt
-from lmppl.frames import Frame, Launch, Strand, driver
+from lmppl.frames import Frame, driver
 from lmppl.jobs import Draw, Effect, Env, Generate, Job, Score
 from lmppl.ledger import Ledger
 from lmppl.random import fold
+from lmppl.strands import Launch, Strand
 from lmppl.text import Text
 from lmppl.trace import Entry, Trace
 from lmppl.types import Key

@@ -6,6 +6,7 @@ an engine of `lmppl.inference` returns the posterior.
 
 from lmppl import handlers
 from lmppl.checking import check
+from lmppl.choice import Choice
 from lmppl.distributions import Bernoulli, Categorical, Delta, Mixture, Uniform
 from lmppl.errors import LmpplError
 from lmppl.lm.load import load
@@ -23,7 +24,7 @@ from lmppl.primitives import (
     sample,
 )
 from lmppl.program import program
-from lmppl.strings import LM, Chat, Choice, power
+from lmppl.strings import LM, Chat, power
 from lmppl.text import Text, prompt
 
 __version__ = "0.1.0"

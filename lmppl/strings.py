@@ -16,7 +16,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,101 +24,18 @@ from lmppl.constraints import Constraint
 from lmppl.distributions import Distribution
 from lmppl.errors import BadArgument, NotFinite, UnsupportedValue, excerpt
 from lmppl.jobs import Draw, Env, Generate, Score, Step
-from lmppl.lm.base import LanguageModel, TokenLaw
-from lmppl.lm.generate import Limit, StringLaw, StringState, end_ids, text_of
+from lmppl.lm.base import LanguageModel
+from lmppl.lm.generate import Limit, StringLaw, StringState, end_ids
 from lmppl.lm.table import token_law
-from lmppl.random import MASK, MUL1, draw, fold, hash_text
+from lmppl.random import MASK, MUL1, fold, hash_text
+from lmppl.string_options import Finisher, StringOptions, Target, string_options
 from lmppl.text import Text
 from lmppl.types import Floats, Ids, Key
-from lmppl.weights import NEG_INF, log_sum_exp
+from lmppl.weights import NEG_INF
 
 Message: TypeAlias = tuple[str, str] | Mapping[str, str]
 Messages: TypeAlias = str | Sequence[Message]
-Target = Literal["model", "proposal"]
 MAX_SUPPORT = 1_000_000
-
-
-class _Options:
-    """Checked arguments of a string distribution, shared by all equal calls."""
-
-    __slots__ = ("end", "fingerprint", "finishers", "law", "regex", "target")
-
-    def __init__(self, law: StringLaw, regex: str | None, target: Target, end: bool) -> None:
-        self.law = law
-        self.regex = regex
-        self.target = target
-        self.end = end
-        self.finishers: dict[int, _Finisher] = {}
-        shown = (law.max_tokens, law.stop, law.limit, law.token, law.power, regex, target, end)
-        self.fingerprint = hash_text(repr(shown))
-
-
-class _Finisher:
-    """Makes a draw of a finished string; one per model and options."""
-
-    __slots__ = ("lm", "restricted", "scheme", "stop")
-
-    def __init__(self, lm: LanguageModel, options: _Options) -> None:
-        self.lm = lm
-        self.stop = options.law.stop
-        self.restricted = options.law.token.truncates and options.target == "model"
-        self.scheme = hash_text(f"{lm.name}\0{self.stop!r}\0{options.regex!r}")
-
-    def __call__(self, state: StringState) -> Draw:
-        ids = state.ids
-        text = Text.drawn(
-            text_of(self.lm, ids, self.stop), ids, state.logps, state.finish, self.scheme
-        )
-        return Draw(text, state.logw + state.logq, state.logq, self.restricted)
-
-
-@lru_cache(maxsize=4096)
-def _options(
-    stop: str | tuple[str, ...] | None,
-    max_tokens: int,
-    limit: Limit,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    mixture: float,
-    regex: str | None,
-    target: Target,
-    end: bool,
-    target_temperature: float,
-    power: float,
-) -> _Options:
-    stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-    if any(not isinstance(s, str) or not s for s in stops):
-        raise BadArgument(
-            "stop must be non-empty text", value=excerpt(stop), fix='write stop="\\n"'
-        )
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise BadArgument(f"max_tokens must be a positive integer, got {max_tokens!r}")
-    for name, t in (("temperature", temperature), ("tempered", target_temperature)):
-        if t == 0:
-            raise BadArgument(
-                f"{name}=0 has no density, so its draws cannot be weighted",
-                fix="use engine=Greedy() for greedy decoding, or a small positive temperature",
-            )
-        if not (isinstance(t, (int, float)) and 0 < t < math.inf):
-            raise BadArgument(f"{name} must be a positive number, got {t!r}")
-    if not 0.0 < top_p <= 1.0:
-        raise BadArgument(f"top_p must be in (0, 1], got {top_p!r}")
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
-        raise BadArgument(f"top_k must be a non-negative integer (0 = all), got {top_k!r}")
-    if not 0.0 <= mixture <= 1.0:
-        raise BadArgument(f"mixture must be in [0, 1], got {mixture!r}")
-    if limit not in ("prefix", "eos", "kill"):
-        raise BadArgument(f'limit must be "prefix", "eos" or "kill", got {limit!r}')
-    if target not in ("model", "proposal"):
-        raise BadArgument(f'target must be "model" or "proposal", got {target!r}')
-    if not (isinstance(power, (int, float)) and math.isfinite(power)):
-        raise BadArgument(f"power must be a finite number, got {power!r}")
-    token = TokenLaw(
-        float(temperature), float(top_p), top_k, float(mixture), float(target_temperature)
-    )
-    law = StringLaw(max_tokens, stops, limit, token, None, float(power), target == "proposal")
-    return _Options(law, regex, target, end)
 
 
 @lru_cache(maxsize=256)
@@ -131,14 +48,14 @@ class _String(Distribution):
 
     __slots__ = ("_lm", "_options")
     _lm: LanguageModel | str | None
-    _options: _Options
+    _options: StringOptions
 
     @abstractmethod
     def context(self, lm: LanguageModel) -> Ids:
         """The token ids before the string."""
 
     @abstractmethod
-    def _with(self, options: _Options) -> _String:
+    def _with(self, options: StringOptions) -> _String:
         """The same context under other options."""
 
     @property
@@ -151,7 +68,9 @@ class _String(Distribution):
         token = self._options.law.token._replace(
             temperature=float(temperature), target_temperature=float(temperature)
         )
-        _options(None, 1, "prefix", 1.0, 1.0, 0, 0.0, None, "model", True, float(temperature), 1.0)
+        string_options(
+            None, 1, "prefix", 1.0, 1.0, 0, 0.0, None, "model", True, float(temperature), 1.0
+        )
         return self._with(self._altered(self._options.law._replace(token=token)))
 
     def proposed(self, **settings: Any) -> _String:
@@ -162,7 +81,7 @@ class _String(Distribution):
         if unknown:
             raise BadArgument(f"a proposal has no setting {', '.join(unknown)}")
         token = old._replace(**settings)
-        checked = _options(
+        checked = string_options(
             None,
             1,
             "prefix",
@@ -179,9 +98,9 @@ class _String(Distribution):
         token = checked.law.token._replace(target_temperature=old.target_temperature)
         return self._with(self._altered(o.law._replace(token=token)))
 
-    def _altered(self, law: StringLaw) -> _Options:
+    def _altered(self, law: StringLaw) -> StringOptions:
         o = self._options
-        return _Options(law, o.regex, o.target, o.end)
+        return StringOptions(law, o.regex, o.target, o.end)
 
     def law(self, lm: LanguageModel) -> StringLaw:
         """The law, with its constraint compiled for a model."""
@@ -196,11 +115,11 @@ class _String(Distribution):
         state = StringState(self.law(lm), self.context(lm), key)
         return Generate(lm, state, self._drawn(lm))
 
-    def _drawn(self, lm: LanguageModel) -> _Finisher:
+    def _drawn(self, lm: LanguageModel) -> Finisher:
         finishers = self._options.finishers
         found = finishers.get(id(lm))
         if found is None or found.lm is not lm:
-            found = finishers[id(lm)] = _Finisher(lm, self._options)
+            found = finishers[id(lm)] = Finisher(lm, self._options)
         return found
 
     def _scheme(self, lm: LanguageModel) -> int:
@@ -381,7 +300,7 @@ class LM(_String):
         self.prompt = prompt
         self._hash: int | None = None
         self._lm = lm
-        self._options = _options(
+        self._options = string_options(
             stop if stop is None or isinstance(stop, str) else tuple(stop),
             max_tokens, limit, temperature, top_p, top_k, mixture, regex, target, end, 1.0, 1.0,
         )  # fmt: skip
@@ -390,7 +309,7 @@ class LM(_String):
         """The prompt's ids."""
         return lm.context(self.prompt)
 
-    def _with(self, options: _Options) -> LM:
+    def _with(self, options: StringOptions) -> LM:
         new = LM(self.prompt, lm=self._lm)
         new._options = options
         return new
@@ -436,7 +355,7 @@ class Chat(_String):
         """Check the arguments."""
         self.messages = as_messages(messages)
         self._lm = lm
-        self._options = _options(
+        self._options = string_options(
             stop if stop is None or isinstance(stop, str) else tuple(stop),
             max_tokens, limit, temperature, top_p, top_k, mixture, regex, target, end, 1.0, 1.0,
         )  # fmt: skip
@@ -445,7 +364,7 @@ class Chat(_String):
         """The template's ids."""
         return lm.encode_chat(self.messages)
 
-    def _with(self, options: _Options) -> Chat:
+    def _with(self, options: StringOptions) -> Chat:
         new = Chat(self.messages, lm=self._lm)
         new._options = options
         return new
@@ -486,121 +405,3 @@ def power(dist: _String, beta: float) -> _String:
         raise BadArgument(f"power must be a finite number, got {beta!r}")
     law = dist._options.law
     return dist._with(dist._altered(law._replace(power=law.power * float(beta))))
-
-
-class Choice(Distribution):
-    """The model's law conditioned on a list of options.
-
-    P(k) = Σ_{s ∈ surfaces(k)} p(s | prompt) / Σ_j Σ_{s ∈ surfaces(j)} p(s | prompt)
-
-    Args:
-        prompt: the text before, or chat messages.
-        options: texts; or a mapping from a value to its surface forms, over which it is summed.
-        end: whether each option must also end there (stop or end-of-text). Write `True` when one
-            option is the beginning of another.
-        stop: terminators for `end`.
-        lm: the model or its name.
-
-    The value is the option (the key of the mapping), drawn exactly: its weight is 0.
-    """
-
-    kind = "Choice"
-    __slots__ = ("_lm", "end", "messages", "prompt", "stop", "surfaces", "values")
-
-    def __init__(
-        self,
-        prompt: str | Sequence[Message],
-        options: Sequence[str] | Mapping[Any, str | Sequence[str]],
-        *,
-        end: bool = False,
-        stop: str | Sequence[str] | None = None,
-        lm: LanguageModel | str | None = None,
-    ) -> None:
-        """Check the options."""
-        self.prompt: str | None = prompt if isinstance(prompt, str) else None
-        self.messages = None if isinstance(prompt, str) else as_messages(prompt)
-        if isinstance(options, str) or not options:
-            raise BadArgument(
-                "Choice needs a non-empty list of options",
-                value=excerpt(options),
-                fix='write Choice(prompt, [" yes", " no"])',
-            )
-        if isinstance(options, Mapping):
-            self.values: tuple[Any, ...] = tuple(options)
-            self.surfaces = tuple(
-                (s,) if isinstance(s, str) else tuple(s) for s in options.values()
-            )
-        else:
-            self.values = tuple(options)
-            self.surfaces = tuple((s,) for s in options)
-        flat = [s for group in self.surfaces for s in group]
-        if any(not isinstance(s, str) or not s for s in flat) or len(set(flat)) < len(flat):
-            raise BadArgument("options must be different, non-empty texts", value=excerpt(options))
-        self.end = end
-        self.stop = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-        self._lm = lm
-
-    def _log_probs(self, env: Env, go_on: Any) -> Score:
-        lm = env.model(self._lm)
-        context = (
-            lm.context(self.prompt)
-            if self.prompt is not None
-            else lm.encode_chat(self.messages or ())
-        )
-        texts = [lm.encode(s) for group in self.surfaces for s in group]
-        ends = end_ids(lm, self.stop) if self.end else None
-
-        def scored(rows: list[Floats]) -> Any:
-            flat = iter(float(r.sum()) for r in rows)
-            lw = np.array([log_sum_exp([next(flat) for _ in group]) for group in self.surfaces])
-            return go_on(lw - log_sum_exp(lw) if (lw > NEG_INF).any() else lw)
-
-        return Score(
-            lm, [context] * len(texts), texts, [ends] * len(texts), [1.0] * len(texts), scored
-        )
-
-    def draw(self, key: Key, env: Env) -> Step[Draw]:
-        """Score all options in one batch, then draw exactly."""
-
-        def pick(logp: Floats) -> Draw:
-            if not (logp > NEG_INF).any():
-                return Draw(self.values[0], NEG_INF, 0.0)
-            k = draw(env.chance, key, logp)
-            return Draw(self._value(k), float(logp[k]), float(logp[k]))
-
-        return self._log_probs(env, pick)
-
-    def _value(self, k: int) -> Any:
-        value = self.values[k]
-        return Text(value) if isinstance(value, str) and not isinstance(value, Text) else value
-
-    def score(self, value: Any, env: Env) -> Step[float]:
-        """log P of one of the options."""
-        if value not in self.values:
-            raise UnsupportedValue(
-                "the value is none of the options",
-                value=excerpt(value),
-                fix=f"the options are {excerpt(self.values)}",
-            )
-        k = self.values.index(value)
-        return self._log_probs(env, lambda logp: float(logp[k]))
-
-    def support(self, env: Env) -> Step[list[tuple[Any, float]]]:
-        """The options of positive probability."""
-        return self._log_probs(
-            env,
-            lambda logp: [(self._value(k), float(lp)) for k, lp in enumerate(logp) if lp > NEG_INF],
-        )
-
-    @property
-    def fingerprint(self) -> int:
-        """Of prompt and options."""
-        before = self.prompt if self.prompt is not None else repr(self.messages)
-        return fold(
-            hash_text(before), hash_text(repr((self.values, self.surfaces, self.end, self.stop)))
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"Choice({excerpt(self.prompt or self.messages, 40)}, {excerpt(list(self.values), 60)})"
-        )

@@ -1,0 +1,137 @@
+"""`Choice`: a language model's law over a list of options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lmppl.distributions import Distribution
+from lmppl.errors import BadArgument, UnsupportedValue, excerpt
+from lmppl.jobs import Draw, Env, Score, Step
+from lmppl.lm.base import LanguageModel
+from lmppl.lm.generate import end_ids
+from lmppl.random import draw, fold, hash_text
+from lmppl.strings import Message, as_messages
+from lmppl.text import Text
+from lmppl.types import Floats, Key
+from lmppl.weights import NEG_INF, log_sum_exp
+
+
+class Choice(Distribution):
+    """The model's law conditioned on a list of options.
+
+    P(k) = Σ_{s ∈ surfaces(k)} p(s | prompt) / Σ_j Σ_{s ∈ surfaces(j)} p(s | prompt)
+
+    Args:
+        prompt: the text before, or chat messages.
+        options: texts; or a mapping from a value to its surface forms, over which it is summed.
+        end: whether each option must also end there (stop or end-of-text). Write `True` when one
+            option is the beginning of another.
+        stop: terminators for `end`.
+        lm: the model or its name.
+
+    The value is the option (the key of the mapping), drawn exactly: its weight is 0.
+    """
+
+    kind = "Choice"
+    __slots__ = ("_lm", "end", "messages", "prompt", "stop", "surfaces", "values")
+
+    def __init__(
+        self,
+        prompt: str | Sequence[Message],
+        options: Sequence[str] | Mapping[Any, str | Sequence[str]],
+        *,
+        end: bool = False,
+        stop: str | Sequence[str] | None = None,
+        lm: LanguageModel | str | None = None,
+    ) -> None:
+        """Check the options."""
+        self.prompt: str | None = prompt if isinstance(prompt, str) else None
+        self.messages = None if isinstance(prompt, str) else as_messages(prompt)
+        if isinstance(options, str) or not options:
+            raise BadArgument(
+                "Choice needs a non-empty list of options",
+                value=excerpt(options),
+                fix='write Choice(prompt, [" yes", " no"])',
+            )
+        if isinstance(options, Mapping):
+            self.values: tuple[Any, ...] = tuple(options)
+            self.surfaces = tuple(
+                (s,) if isinstance(s, str) else tuple(s) for s in options.values()
+            )
+        else:
+            self.values = tuple(options)
+            self.surfaces = tuple((s,) for s in options)
+        flat = [s for group in self.surfaces for s in group]
+        if any(not isinstance(s, str) or not s for s in flat) or len(set(flat)) < len(flat):
+            raise BadArgument("options must be different, non-empty texts", value=excerpt(options))
+        self.end = end
+        self.stop = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        self._lm = lm
+
+    def _log_probs(self, env: Env, go_on: Any) -> Score:
+        lm = env.model(self._lm)
+        context = (
+            lm.context(self.prompt)
+            if self.prompt is not None
+            else lm.encode_chat(self.messages or ())
+        )
+        texts = [lm.encode(s) for group in self.surfaces for s in group]
+        ends = end_ids(lm, self.stop) if self.end else None
+
+        def scored(rows: list[Floats]) -> Any:
+            flat = iter(float(r.sum()) for r in rows)
+            lw = np.array([log_sum_exp([next(flat) for _ in group]) for group in self.surfaces])
+            return go_on(lw - log_sum_exp(lw) if (lw > NEG_INF).any() else lw)
+
+        return Score(
+            lm, [context] * len(texts), texts, [ends] * len(texts), [1.0] * len(texts), scored
+        )
+
+    def draw(self, key: Key, env: Env) -> Step[Draw]:
+        """Score all options in one batch, then draw exactly."""
+
+        def pick(logp: Floats) -> Draw:
+            if not (logp > NEG_INF).any():
+                return Draw(self.values[0], NEG_INF, 0.0)
+            k = draw(env.chance, key, logp)
+            return Draw(self._value(k), float(logp[k]), float(logp[k]))
+
+        return self._log_probs(env, pick)
+
+    def _value(self, k: int) -> Any:
+        value = self.values[k]
+        return Text(value) if isinstance(value, str) and not isinstance(value, Text) else value
+
+    def score(self, value: Any, env: Env) -> Step[float]:
+        """log P of one of the options."""
+        if value not in self.values:
+            raise UnsupportedValue(
+                "the value is none of the options",
+                value=excerpt(value),
+                fix=f"the options are {excerpt(self.values)}",
+            )
+        k = self.values.index(value)
+        return self._log_probs(env, lambda logp: float(logp[k]))
+
+    def support(self, env: Env) -> Step[list[tuple[Any, float]]]:
+        """The options of positive probability."""
+        return self._log_probs(
+            env,
+            lambda logp: [(self._value(k), float(lp)) for k, lp in enumerate(logp) if lp > NEG_INF],
+        )
+
+    @property
+    def fingerprint(self) -> int:
+        """Of prompt and options."""
+        before = self.prompt if self.prompt is not None else repr(self.messages)
+        return fold(
+            hash_text(before), hash_text(repr((self.values, self.surfaces, self.end, self.stop)))
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Choice({excerpt(self.prompt or self.messages, 40)}, {excerpt(list(self.values), 60)})"
+        )
