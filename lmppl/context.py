@@ -18,7 +18,15 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from lmppl.distributions import fingerprint_of
-from lmppl.errors import BadSiteName, DuplicateSite, NoActiveProgram, NotAwaited, ReplayDivergence
+from lmppl.errors import (
+    BadProgram,
+    BadSiteName,
+    DuplicateSite,
+    NoActiveProgram,
+    NotAwaited,
+    ReplayDivergence,
+    WrongContext,
+)
 from lmppl.random import fold, hash_text
 from lmppl.trace import Entry
 
@@ -51,6 +59,8 @@ class Message:
     options: Any = None
     done = False
     stop = False
+    blocked_by: Any = None
+    """The handler that hides it from those further out."""
     masked = False
     scale = 1.0
     logp = 0.0
@@ -106,7 +116,8 @@ class Message:
             return fingerprint_of(self.value)
         if op in ("effect", "cached"):
             name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
-            return fold(hash_text(name), fingerprint_of(self.args))
+            base = fold(hash_text(name), fingerprint_of(self.args))
+            return base if not self.kwargs else fold(base, fingerprint_of(self.kwargs))
         if op == "plate":
             return len(self.args)
         return 0
@@ -120,26 +131,41 @@ class _Local(threading.local):
         self.ambient = []
         self.models: dict[str, Any] = {}
         self.seeds: list[int] = []
+        self.effect: str | None = None
+        """The effect whose function runs in this thread."""
 
 
 local = _Local()
 engines_running = 0
-"""How many engines run in this process: a hint for the error of a wrong thread."""
+"""How many runs there are in this process: they tell a wrong thread from no run at all."""
 
 
 def current(primitive: str = "sample") -> Context:
     """The active context, or `NoActiveProgram`."""
     active = local.active
     if active is None:
-        raise NoActiveProgram(
-            f"{primitive}() was called outside of a program",
-            why="there is no run to record it"
-            + (
-                "; a program may not call it from another thread or task" if engines_running else ""
-            ),
-            fix="call it inside a function decorated with @program, and run that: infer(program, ...) or program(...)",
-        )
+        raise _outside(primitive)
     return active
+
+
+def _outside(primitive: str) -> NoActiveProgram:
+    if local.effect is not None:
+        return WrongContext(
+            f"{primitive}() was called inside the function of effect {local.effect!r}",
+            why="that function runs beside the program, on a thread of its own, and is not replayed",
+            fix="return a value from the function, and call sample, observe or factor on it in the program",
+        )
+    if engines_running:
+        return WrongContext(
+            f"{primitive}() was called outside of a program, while one runs in another thread or task",
+            why="only the thread of a run can record its sites",
+            fix="call it in the program itself; for parallel work use plate(...) or effect(...)",
+        )
+    return NoActiveProgram(
+        f"{primitive}() was called outside of a program",
+        why="there is no run to record it",
+        fix="call it inside a function decorated with @program, and run that: infer(program, ...) or program(...)",
+    )
 
 
 def caller() -> str:
@@ -166,7 +192,10 @@ class Context:
         self.scope = scope
         self.counts: dict[str, int] = {}
         self.lines: dict[str, str] = {}
-        self.waiting: dict[int, str] = {}
+        self.waiting: dict[int, Awaited] = {}
+        """Requests that nobody has awaited yet: kept alive, so that no id is used twice."""
+        self.met: set[str] = set()
+        """Sites that a handler's data has named."""
 
     # -- addresses ---------------------------------------------------------------------------
 
@@ -209,13 +238,14 @@ class Context:
         for handler in reversed(self.handlers):
             handler.process(message)
             if message.stop:
+                message.blocked_by = handler
                 break
 
     def finish(self, message: Message) -> Any:
         """The handlers again, on the way back."""
         for handler in reversed(self.handlers):
             handler.postprocess(message)
-            if message.stop:
+            if handler is message.blocked_by:
                 break
         return message.value
 
@@ -243,9 +273,13 @@ class Context:
         """Replace the entries since `base` by one."""
         raise NotImplementedError
 
-    def run(self, steps: Generator[Callable[[], Any], Any, Any]) -> Any:
+    def run(self, address: str, steps: Generator[Callable[[], Any], Any, Any]) -> Any:
         """Run a structure written as a generator of thunks, sync or async as the program is."""
-        return self._run_async(steps) if self.is_async else self._run(steps)
+        return AwaitedSteps(self, address, steps) if self.is_async else self._run(steps)
+
+    def drive(self, value: Any) -> Any:
+        """The result of an `async def` subprogram that a plain program called."""
+        return value
 
     def _run(self, steps: Generator[Callable[[], Any], Any, Any]) -> Any:
         try:
@@ -253,6 +287,8 @@ class Context:
             while True:
                 try:
                     result = thunk()
+                    if inspect.iscoroutine(result):
+                        result = self.drive(result)
                 except BaseException as error:
                     thunk = steps.throw(error)
                 else:
@@ -267,6 +303,7 @@ class Context:
                 try:
                     result = thunk()
                     if inspect.isawaitable(result):
+                        self.is_async = True  # until the caller sets its own colour again
                         result = await result
                 except BaseException as error:
                     thunk = steps.throw(error)
@@ -279,33 +316,70 @@ class Context:
 class Awaited(Awaitable[Any]):
     """What a primitive gives in an `async def` program: `await` it for the value."""
 
-    __slots__ = ("_context", "_message")
+    __slots__ = ("_context", "_message", "address")
 
     def __init__(self, context: Context, message: Message) -> None:
         """Note that somebody has to await this."""
         self._context = context
         self._message = message
-        context.waiting[id(self)] = message.address
+        self.address = message.address
+        context.waiting[id(self)] = self
+
+    def _taken(self) -> None:
+        if self._context.waiting.pop(id(self), None) is None:
+            raise BadProgram(
+                f"site {self.address!r} was awaited twice",
+                fix='keep its value: value = await sample("name", dist)',
+            )
+        if local.active is not self._context:
+            raise WrongContext(
+                f"site {self.address!r} was awaited outside of the run that asked for it",
+                fix="await it in the program itself, not in a task, and do not keep it in a global",
+            )
 
     def __await__(self) -> Generator[Any, Any, Any]:
+        self._taken()
         context, message = self._context, self._message
-        context.waiting.pop(id(self), None)
         context.process(message)
         if not message.done or message.op in ("sample", "observe"):
             yield from context.answer_async(message)
         return context.finish(message)
 
     def _refuse(self, *_: object) -> Any:
-        raise NotAwaited([self._message.address])
+        raise NotAwaited([self.address])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NotAwaited([self.address])
 
     __bool__ = __iter__ = __len__ = __add__ = __radd__ = __format__ = __contains__ = _refuse
-    __lt__ = __gt__ = __getitem__ = __int__ = __float__ = _refuse
+    __lt__ = __gt__ = __le__ = __ge__ = __eq__ = __ne__ = __getitem__ = __int__ = _refuse
+    __float__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __call__ = _refuse
+    __hash__ = object.__hash__
+
+
+class AwaitedSteps(Awaited):
+    """What `call` and `loop` give in an `async def` program."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(
+        self, context: Context, address: str, steps: Generator[Callable[[], Any], Any, Any]
+    ) -> None:
+        """Nothing runs before it is awaited."""
+        super().__init__(context, Message("steps", address, address))
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self._taken()
+        return self._context._run_async(self._steps).__await__()
 
 
 def check_awaited(context: Context) -> None:
     """At the end of an async program: every message was awaited."""
     if context.waiting:
-        raise NotAwaited(sorted(context.waiting.values()))
+        raise NotAwaited([a.address for a in context.waiting.values()])
 
 
 def check_replay(entry: Entry, message: Message) -> None:
@@ -317,7 +391,10 @@ def check_replay(entry: Entry, message: Message) -> None:
             f"{message.op} {message.address!r}",
             address=entry.address,
         )
-    found = message.fingerprint()
+    if op == "observe" and message.op == "sample":  # conditioned by the run's observations
+        found = fold(message.dist.fingerprint, fingerprint_of(entry.value))
+    else:
+        found = message.fingerprint()
     if entry.fingerprint and found != entry.fingerprint:
         what = {"observe": "distribution or value", "factor": "weight", "deterministic": "value"}
         raise ReplayDivergence(

@@ -17,7 +17,10 @@ def excerpt(value: object, limit: int = 120) -> str:
     >>> excerpt("a" * 200, 10)
     "'aaaaaaaaa ... (cut, 202 chars)"
     """
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:  # a broken repr must not hide the error that it is part of
+        text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[:limit]} ... (cut, {len(text):,} chars)"
 
 
@@ -104,8 +107,8 @@ class NoActiveProgram(LmpplError):
     """A primitive that needs an engine or a trace, outside of one."""
 
 
-class WrongContext(LmpplError):
-    """A primitive called from a thread or a task that is not the program's."""
+class WrongContext(NoActiveProgram):
+    """A primitive called from a thread, task or greenlet that is not the program's."""
 
 
 class NotAwaited(LmpplError):
@@ -123,7 +126,7 @@ class NotAwaited(LmpplError):
 
 
 class BadProgram(LmpplError, TypeError):
-    """Something that cannot be a program."""
+    """Something that cannot be a program, or what a program must not do."""
 
 
 class NotADistribution(LmpplError, TypeError):
@@ -168,8 +171,23 @@ class NonFiniteWeight(LmpplError):
         )
 
 
+class BadWeight(LmpplError, TypeError):
+    """A log-weight that is no number."""
+
+    def __init__(self, *, site: str, term: str, value: object) -> None:
+        """Show what came."""
+        super().__init__(
+            f"site {site!r}: {term} must be a number, got {type(value).__name__}",
+            where=f"site {site!r}",
+            value=excerpt(value),
+            fix="give one float (detach a tensor first: x.item()); a bool means a hard constraint",
+        )
+
+
 class AllParticlesDead(LmpplError):
     """Every particle has weight zero."""
+
+    fatal = False
 
     def __init__(
         self, deaths: Mapping[str, int], *, particles: int, examples: Sequence[str] = ()
@@ -226,6 +244,10 @@ class BadArgument(LmpplError, ValueError):
 # -- engines ------------------------------------------------------------------------------------
 
 
+class NoLanguageModel(LmpplError):
+    """A program that draws from a language model, and none is given."""
+
+
 class NotFinite(LmpplError):
     """A program that cannot be enumerated."""
 
@@ -258,6 +280,11 @@ class ModelNotFound(LmpplError):
 class CapabilityError(LmpplError):
     """A backend that cannot give what is asked."""
 
+    @classmethod
+    def between(cls, asker: str, model: str, *, needs: str, has: str, fix: str) -> CapabilityError:
+        """What an engine or a distribution needs, against what the model has."""
+        return cls(f"{asker} needs {needs}, and {model!r} has {has}", fix=fix)
+
 
 class TokenizerMismatch(LmpplError):
     """A tokenizer and a model, or two models, that do not fit together."""
@@ -270,11 +297,15 @@ class CorruptModel(LmpplError):
 class ContextOverflow(LmpplError):
     """A prompt that does not fit into the model's context."""
 
-    def __init__(self, needed: int, limit: int, *, longest: str = "") -> None:
-        """Say how much is needed, before anything is computed."""
+    def __init__(
+        self, needed: int, limit: int, *, longest: str = "", part: str | None = None
+    ) -> None:
+        """Say how much is needed, before anything is computed, and which part is the longest."""
         super().__init__(
             f"the prompt and its continuation need {needed:,} tokens, the model takes {limit:,}",
-            value=excerpt(longest) if longest else None,
+            value=(f"longest part: {part}: " if part else "") + excerpt(longest)
+            if longest
+            else None,
             fix="shorten the prompt or lower max_tokens; nothing is cut silently",
         )
 

@@ -20,6 +20,7 @@ from typing import Any
 from lmppl.context import Context, Message, current
 from lmppl.distributions import as_distribution
 from lmppl.errors import BadArgument, excerpt
+from lmppl.values import freeze
 
 Thunks = Generator[Callable[[], Any], Any, Any]
 
@@ -83,9 +84,9 @@ def factor(name: str, log_weight: Any) -> Any:
 
 
 def deterministic(name: str, value: Any) -> Any:
-    """Record a derived value in the trace."""
+    """Record a derived value in the trace; it is returned frozen (lists become tuples)."""
     ctx = current("deterministic")
-    return ctx.perform(Message("deterministic", name, ctx.address(name), value=value))
+    return ctx.perform(Message("deterministic", name, ctx.address(name), value=freeze(value)))
 
 
 def effect(
@@ -147,16 +148,28 @@ def plate(name: str, items: Iterable[Any], fn: Callable[[Any], Any] | None = Non
     cannot see another. Without `fn`, an iterator that only names the scopes:
     `for fact in plate("facts", facts): sample("true", ...)` makes `facts[0]/true` and so on.
     """
+    if isinstance(items, (set, frozenset)) or not isinstance(items, Iterable):
+        raise BadArgument(
+            f"plate {name!r} needs a sequence of items, got {type(items).__name__}",
+            value=excerpt(items),
+            why="branches are numbered, and a set has no order that replay could rely on",
+            fix="write plate(name, sorted(items), fn), or range(n) for n branches",
+        )
+    if fn is not None and not callable(fn):
+        raise BadArgument(
+            f"plate {name!r} needs a function of one item, got {type(fn).__name__}",
+            value=excerpt(fn),
+            fix="write plate(name, items, fn)",
+        )
     ctx = current("plate")
     listed = tuple(items)
     address = ctx.address(name)
     if fn is None:
-        return _scoped(ctx, address, listed)
+        return _scoped(ctx, address, listed, ctx.scope)
     return ctx.perform(Message.of("plate", name, address, fn, listed))
 
 
-def _scoped(ctx: Context, address: str, items: tuple[Any, ...]) -> Iterator[Any]:
-    outer = ctx.scope
+def _scoped(ctx: Context, address: str, items: tuple[Any, ...], outer: str) -> Iterator[Any]:
     for i, item in enumerate(items):
         ctx.scope = f"{address}[{i}]/"
         try:
@@ -172,14 +185,16 @@ def call(sub: Callable[..., Any], *args: Any, name: str | None = None, **kwargs:
     sites. What it returns must not be changed afterwards.
     """
     ctx = current("call")
-    own: str = getattr(sub, "__name__", type(sub).__name__)
+    inner = sub
+    while not hasattr(inner, "__name__") and callable(getattr(inner, "fn", None)):
+        inner = inner.fn  # type: ignore[attr-defined]  # through handlers
+    own: str = getattr(inner, "__name__", type(inner).__name__)
     address = ctx.address(name or own)
-    return ctx.run(_call(ctx, address, sub, args, kwargs))
+    return ctx.run(address, _call(ctx, address, sub, args, kwargs))
 
 
 def _call(ctx: Context, address: str, sub: Callable[..., Any], args: Any, kwargs: Any) -> Thunks:
     from lmppl.frames import is_async
-    from lmppl.values import freeze
 
     finished = ctx.skip("call", address)
     if finished is not None:
@@ -220,18 +235,20 @@ def loop(
         raise BadArgument(
             "loop needs n or until", fix="write loop(step, init, n=10) or until=lambda c: ..."
         )
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
+        raise BadArgument(f"loop needs a number of iterations, got n={n!r}", fix="write n=10")
     ctx = current("loop")
-    return ctx.run(_loop(ctx, ctx.address(name), step, init, n, until))
+    address = ctx.address(name)
+    return ctx.run(address, _loop(ctx, address, step, init, n, until))
 
 
 def _loop(
     ctx: Context, address: str, step: Callable[..., Any], carry: Any, n: int | None, until: Any
 ) -> Thunks:
     from lmppl.frames import is_async
-    from lmppl.values import freeze
 
     base, outer, colour = ctx.mark(), ctx.scope, ctx.is_async
-    t = 0
+    t, carry = 0, freeze(carry)
     done = ctx.skip("loop", address)
     if done is not None:
         base, carry, t = done.prev, done.value, done.note + 1

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from lmppl.errors import NonFiniteWeight
+from lmppl.errors import BadWeight, NonFiniteWeight
 from lmppl.types import Floats
 
 NEG_INF = -math.inf
@@ -86,7 +86,7 @@ def total(terms: Iterable[float]) -> float:
 
 
 def check_log_weight(value: object, *, site: str, term: str = "log-weight") -> float:
-    """Return `value` as a log-weight, or raise `NonFiniteWeight` / `TypeError` naming `site`.
+    """Return `value` as a log-weight, or raise `NonFiniteWeight` / `BadWeight` naming `site`.
 
     A `bool` is a hard constraint: `True` is 0, `False` is `-inf`.
     """
@@ -100,12 +100,16 @@ def check_log_weight(value: object, *, site: str, term: str = "log-weight") -> f
             or item is None
             or getattr(number, "shape", ()) != ()
         ):
-            raise TypeError(
-                f"site {site!r}: {term} must be a number, got {type(value).__name__} {value!r:.120}\n"
-                "  fix:   return one float per particle; a bool means a hard constraint"
-            )
+            raise BadWeight(site=site, term=term, value=value)
         number = item()
-    number = float(number)
+        if number is True or number is False:
+            return 0.0 if number else NEG_INF
+        if not isinstance(number, (int, float)):
+            raise BadWeight(site=site, term=term, value=value)
+    try:
+        number = float(number)
+    except OverflowError:
+        number = math.inf if number > 0 else NEG_INF
     if number != number or number == math.inf:
         raise NonFiniteWeight(site=site, term=term, value=number)
     return number
