@@ -128,6 +128,7 @@ class Posterior:
         target: the law of the weighted traces, as text.
         exact: whether it is exact (enumeration), so that errors are zero.
         missing: an upper bound of the prior mass that was cut off, for cut enumerations.
+        evidence_se: standard error of log Ẑ, from an engine whose evidence is no mean of weights.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Posterior:
         warnings: Sequence[str] = (),
         exact: bool = False,
         missing: float = 0.0,
-        uniform: bool = False,
+        evidence_se: float | None = None,
     ) -> None:
         """Keep the parts; weights are normalised when first needed."""
         self.traces = list(traces)
@@ -163,7 +164,7 @@ class Posterior:
         self.death_examples = list(death_examples)
         self.exact = exact
         self.missing = missing
-        self.uniform = uniform
+        self.evidence_se = evidence_se
         self.warnings = list(warnings)
         self.weights: Floats = normalize(self.log_weights)
         """W_i, summing to 1 [N]; zeros when the population is dead."""
@@ -201,13 +202,11 @@ class Posterior:
     def _se(self, f: Floats, mean: float) -> float:
         if self.exact:
             return 0.0
-        terms = self.weights * (f - mean)
-        groups = np.zeros(int(self.eves.max(initial=0)) + 1)
-        np.add.at(groups, self.eves, terms)
-        n = len(groups[groups != 0])
-        if len(set(self.eves.tolist())) == 1 and len(self) > 1:
-            return math.nan
-        return math.sqrt(float(groups @ groups)) if n else 0.0
+        if self.unique_ancestors < 2:
+            return math.nan  # one group says nothing about the spread between groups
+        groups = np.zeros(int(self.eves.max()) + 1)
+        np.add.at(groups, self.eves, self.weights * (f - mean))
+        return math.sqrt(float(groups @ groups))
 
     def marginal(self, of: str | Callable[[Trace], Any] | None = None) -> Marginal:
         """P(value) of a site, of a function of the trace, or of what the program returned.
@@ -259,6 +258,8 @@ class Posterior:
         n = len(self)
         if self.exact:
             return 0.0
+        if self.evidence_se is not None:
+            return self.evidence_se
         if n < 2 or self.dead:
             return math.nan
         groups = np.zeros(int(self.eves.max()) + 1)
@@ -312,11 +313,11 @@ class Posterior:
 
         return to_arviz(self, draws=draws, seed=seed)
 
-    def save(self, path: Any) -> None:
-        """Write as JSON lines: a header, then one particle a line."""
+    def save(self, path: Any, *, opaque: bool = False) -> None:
+        """Write as JSON lines: a header, then one particle a line; see `lmppl.inference.files`."""
         from lmppl.inference.files import save
 
-        save(self, path)
+        save(self, path, opaque=opaque)
 
     @classmethod
     def load(cls, path: Any) -> Posterior:
@@ -328,7 +329,9 @@ class Posterior:
     def __repr__(self) -> str:
         if self.dead:
             return f"Posterior({self.engine}: all {len(self)} particles dead at {self.deaths})"
-        best = list(self.marginal(lambda t: _hashable(t.result)).items())[:3]
+        from lmppl.inference.summary import answers
+
+        best = list(answers(self).items())[:3]
         shown = ", ".join(f"{v!r:.40}: {p:.3f}" for v, p in best)
         return (
             f"Posterior({self.engine}: {{{shown}}}, log evidence {self.log_evidence:.4g}, "
@@ -339,14 +342,6 @@ class Posterior:
         from lmppl.inference.report import posterior_html
 
         return posterior_html(self)
-
-
-def _hashable(value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value
 
 
 def population_posterior(

@@ -1,0 +1,54 @@
+"""A posterior in a few numbers: what result files and the command line say of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmppl.plainjson import encode_float, readable
+
+if TYPE_CHECKING:
+    from lmppl.inference.posterior import Marginal, Posterior
+
+
+def answers(posterior: Posterior) -> Marginal:
+    """The marginal of what the program returned; values that cannot be hashed count by their repr."""
+    return posterior.marginal(lambda t: _hashable(t.result))
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value
+
+
+def posterior_summary(posterior: Posterior, *, most: int = 50) -> dict[str, Any]:
+    """What a result file says of a posterior, as strict JSON; `lmppl.records` has its fields.
+
+    Args:
+        posterior: of any engine; a dead one has no answer and an empty table.
+        most: rows of the table of answers.
+    """
+    low, high = posterior.log_evidence_interval()
+    table = None if posterior.dead else answers(posterior)
+    rows = [] if table is None else list(table.items())[:most]
+    return {
+        "answer": readable(rows[0][0]) if rows else None,
+        "posterior": [
+            [readable(v), p, encode_float(table.se[v])] for v, p in rows if table is not None
+        ],
+        "answers": 0 if table is None else len(table),
+        "log_evidence": encode_float(posterior.log_evidence),
+        "log_evidence_se": encode_float(posterior.log_evidence_se),
+        "log_evidence_interval": [encode_float(low), encode_float(high)],
+        "exact": posterior.exact,
+        "ess": encode_float(posterior.ess),
+        "particles": len(posterior),
+        "unique_ancestors": posterior.unique_ancestors,
+        "tokens_in": posterior.ledger.tokens_in,
+        "tokens_out": posterior.ledger.tokens_out,
+        "seconds": posterior.ledger.seconds,
+        "ledger": readable(posterior.ledger.to_dict()),
+        "warnings": list(posterior.warnings),
+    }
