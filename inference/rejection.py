@@ -1,8 +1,9 @@
 """Rejection sampling: independent exact draws from the posterior, by throwing runs away.
 
 A run with weight w is accepted with probability w / M, where M bounds the weights. Tries go on
-until `samples` are accepted, and the evidence is M (K - 1) / (n - 1), unbiased when the K-th
-acceptance is at try n (Haldane, 1945).
+until `samples` are accepted, and the evidence is M (K - 1) / (n - 1) when the K-th acceptance is at
+try n (Haldane, 1945), M k / n when only k < K were accepted in all n tries allowed. Both are
+P(the first try is accepted | k, n) M, so the estimate is unbiased wherever the tries end.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Rejection(Engine):
                     if len(accepted) == self.samples:
                         break
         k = len(accepted)
-        if k < 2:
+        if k == 0:
             evidence = NEG_INF
         elif k < self.samples:
             evidence = self.log_bound + math.log(k / tries)
