@@ -7,6 +7,7 @@ token that equals two others joined; everything about it can be enumerated.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -151,6 +152,15 @@ class TableLM(LanguageModel):
     def special_ids(self) -> frozenset[int]:
         """The end-of-text token."""
         return self._specials
+
+    @property
+    def fingerprint(self) -> str:
+        """Name and a hash of tokens and table."""
+        seen = hashlib.blake2b(digest_size=6)
+        for word in self.words:
+            seen.update(len(word).to_bytes(8, "little") + word)
+        seen.update(np.ascontiguousarray(self.table).tobytes())
+        return f"{self.name}:{seen.hexdigest()}"
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token; empty for the end-of-text token."""
