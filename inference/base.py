@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lmppl.context import Awaited, Message, local
+from lmppl.context import local
+from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, UnusedCondition
 from lmppl.handlers import as_models
+from lmppl.inference.nested import inherited, run_alone, run_eager, run_nested, run_nested_async
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import Posterior
-from lmppl.inference.scheduler import drive, drive_many
+from lmppl.inference.scheduler import drive_many
 from lmppl.jobs import Env
 from lmppl.lm.load import load
 from lmppl.program import check_program
@@ -137,13 +139,10 @@ def infer(
             raise BadArgument(
                 "infer inside an async def program blocks it", fix="write await ainfer(...)"
             )
-        return _nested(outer, run)
-    before, local.active = local.active, None
-    try:
-        result: Posterior = drive(run, answers)
-    finally:
-        local.active = before
-    return result
+        return run_nested(outer, run)
+    if isinstance(outer, EagerContext):
+        return run_eager(outer, run, answers)
+    return run_alone(run, answers)
 
 
 async def ainfer(program: Callable[..., Any], *args: Any, **options: Any) -> Posterior:
@@ -151,7 +150,9 @@ async def ainfer(program: Callable[..., Any], *args: Any, **options: Any) -> Pos
     outer = local.active
     if isinstance(outer, FrameContext):
         run, _ = _prepare_options(program, args, options)
-        return await _nested_async(outer, run)
+        return await run_nested_async(outer, run)
+    if isinstance(outer, EagerContext):
+        return infer(program, *args, **options)
     return await asyncio.to_thread(functools.partial(infer, program, *args, **options))
 
 
@@ -207,6 +208,12 @@ def infer_stream(
     """As `infer_many`, one (index, posterior or exception) after the other as they end."""
     if concurrency < 1:
         raise BadArgument(f"concurrency must be at least 1, got {concurrency!r}")
+    if local.active is not None:
+        raise BadArgument(
+            "infer_many was called inside a program",
+            why="its randomness would not be the particle's own",
+            fix='write plate("questions", items, lambda item: infer(...)): the branches share a batch',
+        )
     engine = engine if engine is not None else default_engine()
     models = as_models(lm)
     answers = engine.chance(chance or GumbelMax())
@@ -296,14 +303,12 @@ def _prepare(
         raise BadArgument(f"seed must be an integer, got {seed!r}")
     if on_dead not in ("raise", "return"):
         raise BadArgument(f'on_dead must be "raise" or "return", got {on_dead!r}')
-    models = as_models(lm) or dict(local.models)
-    outer = local.active
+    ambient, outer_chance, root = inherited(local.active)
+    models = {**ambient, **as_models(lm)}
     key = fold(0, "seed", seed)
-    if isinstance(outer, FrameContext):
-        models = {**outer.strand.launch.models, **models}
-        chance = chance or outer.strand.launch.chance
-        key = fold(key, outer.strand.key, outer.scope)
-    answers = engine.chance(chance or GumbelMax())
+    if root:
+        key = fold(key, root)
+    answers = engine.chance(chance or outer_chance or GumbelMax())
     env = Env(models, answers, load)
     machine = Machine(
         program,
@@ -331,65 +336,3 @@ def _checked(engine: Engine, machine: Machine, on_dead: str) -> Jobs:
     if posterior.dead and on_dead == "raise":
         raise machine.all_dead(len(posterior))
     return posterior
-
-
-def _nested(outer: FrameContext, run: Jobs) -> Posterior:
-    """Drive an inner run through the outer frame: its jobs travel in the outer batch."""
-    address = outer.address("infer")
-    finished = outer.skip("call", address)
-    if finished is not None:
-        known: Posterior = finished.value
-        return known
-    base = outer.mark()
-    before = local.active
-    try:
-        jobs = _next(run, None, before)
-        while True:
-            message = Message("jobs", "jobs", f"{address}/jobs", value=jobs)
-            outer.answer(message)
-            for job, outcome in zip(jobs, message.value, strict=True):
-                job.restore(outcome)
-            jobs = _next(run, jobs, before)
-    except StopIteration as stop:
-        posterior: Posterior = stop.value
-    outer.fold(base, "call", address, posterior)
-    return posterior
-
-
-async def _nested_async(outer: FrameContext, run: Jobs) -> Posterior:
-    address = outer.address("infer")
-    finished = outer.skip("call", address)
-    if finished is not None:
-        known: Posterior = finished.value
-        return known
-    base = outer.mark()
-    before = local.active
-    jobs, posterior = _advance(run, None, before)
-    while posterior is None:
-        message = Message("jobs", "jobs", f"{address}/jobs", value=jobs)
-        outcomes = await _perform(outer, message)
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            job.restore(outcome)
-        jobs, posterior = _advance(run, jobs, before)
-    outer.fold(base, "call", address, posterior)
-    return posterior
-
-
-def _perform(outer: FrameContext, message: Message) -> Awaitable[Any]:
-    return Awaited(outer, message)
-
-
-def _next(run: Jobs, done: Any, outer: Any) -> Any:
-    """One step of an inner run, outside of the outer program's context."""
-    local.active = None
-    try:
-        return next(run) if done is None else run.send(done)
-    finally:
-        local.active = outer
-
-
-def _advance(run: Jobs, done: Any, outer: Any) -> tuple[Any, Posterior | None]:
-    try:
-        return _next(run, done, outer), None
-    except StopIteration as stop:
-        return None, stop.value
