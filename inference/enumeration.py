@@ -19,7 +19,8 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
-from lmppl.inference.population import Jobs, Machine, Particle
+from lmppl.inference.particles import Particle
+from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import population_posterior
 from lmppl.jobs import Draw
 from lmppl.random import fold

@@ -8,10 +8,6 @@ that are done, so that one scheduler can batch the jobs of many machines, nested
     machine.advance(particles, "factor")   … runs to its next observation or factor
     machine.advance(particles, "end")      … runs to its end
 
-A particle **forks** in O(1): references to its tape and its half-made strings are copied; the live
-frame moves to the first offspring, the others are made again by replay when their next answer has
-come. Offspring that die first never pay. No user object is copied.
-
 The weight of a particle is Σ log-weights of its sites plus those of its unfinished strings.
 """
 
@@ -20,71 +16,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from lmppl.context import Message
-from lmppl.distributions import after
-from lmppl.errors import AllParticlesDead, BadArgument, LmpplError, SiteError, excerpt
-from lmppl.frames import Frame, driver
-from lmppl.jobs import Draw, Effect, Env, Generate, Job, Score
+from lmppl.errors import AllParticlesDead, BadArgument, LmpplError, SiteError
+from lmppl.frames import driver
+from lmppl.inference.answers import Answers, Stop
+from lmppl.inference.particles import Particle, fork_particle
+from lmppl.jobs import Effect, Env, Generate, Job
 from lmppl.ledger import Ledger
 from lmppl.random import fold
 from lmppl.strands import Launch, Strand
-from lmppl.text import Text
-from lmppl.trace import Entry, Trace
+from lmppl.trace import Entry
 from lmppl.types import Key
 from lmppl.values import freeze
-from lmppl.weights import NEG_INF, check_log_weight
+from lmppl.weights import NEG_INF
 
-Stop = Literal["site", "factor", "end"]
 Jobs: TypeAlias = Generator[Sequence[Job], Sequence[Job], Any]
 RETRIES = 2
 
 
-class Particle:
-    """A partial trace with a log-weight and a lineage."""
-
-    __slots__ = ("dead", "death", "eve", "index", "key", "logw", "retries", "strand")
-
-    def __init__(self, strand: Strand, key: Key, index: int) -> None:
-        """A particle that has not started, with weight 1."""
-        self.strand = strand
-        self.key = key
-        self.index = index
-        self.eve = index
-        """The particle of the first population that it descends from."""
-        self.logw = 0.0
-        self.dead = False
-        self.death: tuple[str, str] | None = None
-        """The site that killed it, and the value it had there."""
-        self.retries = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has returned, or died: it absorbs, and keeps its weight."""
-        return self.dead or self.strand.done
-
-    @property
-    def log_weight(self) -> float:
-        """Its weight so far, unfinished strings included."""
-        if self.dead:
-            return NEG_INF
-        total = self.logw
-        root = self.strand
-        if root.branches is None and root.job is None:
-            return total
-        for leaf in root.leaves():
-            if isinstance(leaf.job, Generate):
-                total += leaf.job.state.logw
-        return total
-
-    @property
-    def trace(self) -> Trace:
-        """What has happened in it."""
-        return Trace(self.strand.head, self.strand.result)
-
-
-class Machine:
+class Machine(Answers):
     """One run of a program, as engines see it.
 
     Args:
@@ -151,29 +103,7 @@ class Machine:
 
     def fork(self, parent: Particle, key: Key, index: int, *, frames: bool) -> Particle:
         """A copy of a particle; with `frames`, it takes the live frames over."""
-        child = Particle(self._fork_strand(parent.strand, None, key, frames), key, index)
-        child.eve = parent.eve
-        child.logw = parent.logw
-        child.dead = parent.dead
-        child.death = parent.death
-        return child
-
-    def _fork_strand(self, s: Strand, parent: Strand | None, key: Key, frames: bool) -> Strand:
-        new = Strand(s.launch, s.head, parent)
-        new.pending = s.pending
-        new.result = s.result
-        new.done = s.done
-        new.outcomes = s.outcomes
-        if s.job is not None:
-            site = s.pending.address if s.pending is not None else ""
-            new.job = s.job.fork(fold(key, site)) if isinstance(s.job, Generate) else s.job
-        if frames and s.frame is not None:
-            new.frame = s.frame
-            s.frame.move(new)
-            s.frame = None
-        if s.branches is not None:
-            new.branches = [self._fork_strand(b, new, key, frames) for b in s.branches]
-        return new
+        return fork_particle(parent, key, index, frames=frames)
 
     # -- moving ------------------------------------------------------------------------------
 
@@ -202,14 +132,14 @@ class Machine:
             new = []
             for job in done:
                 p, s = job.owner
-                if not p.dead:
+                if not p.dead or type(job) is Effect:  # others may wait for a cached value
                     self._completed(p, s, job, new)
             outstanding += len(new)
 
     def _submit(self, job: Job, p: Particle, s: Strand) -> Job:
         job.owner = (p, s)
         job.ledger = self.ledger
-        if isinstance(job, Generate):
+        if type(job) is Generate:
             job.limit = self.limit
         return job
 
@@ -240,7 +170,7 @@ class Machine:
                 else:
                     message = frame.resume(s.head)
                 if message is None:
-                    s.result = freeze_result(frame)
+                    s.result = freeze(frame.context.result)
                     s.done = True
                     s.frame = None
                 s.pending = message
@@ -295,13 +225,16 @@ class Machine:
 
     def _ended(self, p: Particle, s: Strand, new: list[Job]) -> None:
         parent = s.parent
-        if parent is None or parent.branches is None:
+        if parent is None or parent.branches is None or parent.joining:
             return
-        if not all(b.done for b in parent.branches):
-            return
+        if all(b.done for b in parent.branches) and self._join(p, parent):
+            self._move(p, parent, new)
+
+    def _join(self, p: Particle, parent: Strand) -> bool:
+        """End a plate whose branches are done; whether the parent may go on at once."""
         branches, message = parent.branches, parent.pending
-        if message is None:
-            return
+        if branches is None or message is None:
+            return False
         parent.branches = None
         parent.head = Entry(
             parent.head,
@@ -313,234 +246,10 @@ class Machine:
         )
         if self.stop != "end" and any(b.stepped for b in branches):
             parent.stepped = True
-        else:
-            self._move(p, parent, new)
-
-    # -- messages ----------------------------------------------------------------------------
-
-    def _begin(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
-        """Start to answer a message; True when the strand must not be resumed now."""
-        op = m.op
-        if op == "sample" or op == "observe":
-            if m.address in self.conditions and op == "sample" and not m.done:
-                m.op, m.value, m.proposal = "observe", self.conditions[m.address], None
-                self.used.add(m.address)
-            return self._step(p, s, m, self._first(p, m), new)
-        if op == "factor":
-            return self._factor(p, s, m)
-        if op == "effect":
-            job = Effect(m.fn, m.args, m.kwargs or {}, m.options[1])
-            s.job = job
-            new.append(self._submit(job, p, s))
-            return True
-        if op == "cached":
-            return self._cached(p, s, m, new)
-        if op == "plate":
-            return self._plate(p, s, m, new)
-        if op == "jobs":
-            inner = list(m.value)
-            if not inner:
-                self._append(s, m, [])
-                return False
-            s.nested = {id(j): (j, j.owner) for j in inner}
-            for j in inner:
-                j.owner = (p, s)
-                new.append(j)
-            return True
-        value = self.params.get(m.address, m.value) if op == "param" else m.value
-        self._append(s, m, value)
-        return False
-
-    def _first(self, p: Particle, m: Message) -> Any:
-        """The first step that answers a sample or observe site: a job, or a result."""
-        if m.op == "observe":
-            if m.masked or self.ignore_weights:
-                return 0.0
-            return m.dist.score(m.value, self.env)
-        if m.done:  # a handler has given the value
-            return 0.0 if m.masked else m.dist.score(m.value, self.env)
-        return self.draws(p, m, fold(p.key, m.address))
-
-    def _draw(self, p: Particle, m: Message, key: Key) -> Any:
-        if m.proposal is None:
-            return m.dist.draw(key, self.env)
-        env, dist = self.env, m.dist
-
-        def weigh(d: Draw) -> Any:
-            return after(
-                dist.score(d.value, env), lambda logp: Draw(d.value, logp, d.logq, d.restricted)
-            )
-
-        return after(m.proposal.draw(key, env), weigh)
-
-    def _step(self, p: Particle, s: Strand, m: Message, step: Any, new: list[Job]) -> bool:
-        """Take a job, or deliver a result; True when the strand must not be resumed now."""
-        if isinstance(step, (Generate, Score)):
-            s.job = step
-            new.append(self._submit(step, p, s))
-            return True
-        s.job = None
-        if isinstance(step, Draw):
-            self.deliver(p, s, step)
-        elif m.op == "sample" and not m.done:
-            s.outcomes = step
-            s.stepped = True
-            return True
-        else:
-            self._weigh(p, s, m, m.value, float(step), 0.0)
-        return self._at_barrier(p, s, m)
-
-    def _at_barrier(self, p: Particle, s: Strand, m: Message) -> bool:
-        if p.dead:
-            return True
-        if self.stop == "end" or (self.stop == "factor" and m.op == "sample"):
             return False
-        s.stepped = True
         return True
-
-    def deliver(self, p: Particle, s: Strand, d: Draw) -> None:
-        """Answer the pending sample site of a strand with a drawn value."""
-        m = s.pending
-        if m is None:
-            raise LmpplError("a draw was delivered to a particle that waits for none")
-        value = d.value
-        if isinstance(value, str):
-            if type(value) is Text and value.address is None and value._ids is not None:
-                value = value.placed(m.address)
-            else:
-                value = (
-                    value.at(m.address)
-                    if isinstance(value, Text)
-                    else Text(value, address=m.address)
-                )
-        if d.restricted:
-            self.restricted.add(m.address)
-        self._weigh(p, s, m, value, d.logp, d.logq)
-
-    def _weigh(
-        self, p: Particle, s: Strand, m: Message, value: Any, logp: float, logq: float
-    ) -> None:
-        address = m.address
-        if logp != logp or logp > 1e300:
-            check_log_weight(logp, site=address, term="log-probability")
-        logp *= m.scale
-        weight = 0.0 if m.masked or self.ignore_weights else logp - logq
-        s.head = Entry(s.head, m.op, address, value, logp, logq, weight, m.fingerprint())
-        if address not in self.sites:
-            self.sites.add(address)
-        if weight == NEG_INF or (logp == NEG_INF and not m.masked and m.op == "sample"):
-            self.kill(p, address, excerpt(value, 60))
-        else:
-            p.logw += weight
-
-    def _factor(self, p: Particle, s: Strand, m: Message) -> bool:
-        try:
-            weight = check_log_weight(m.value, site=m.address) * m.scale
-        except LmpplError as error:
-            error.add_where(self._where(p, s))
-            raise
-        if m.masked or self.ignore_weights:
-            weight = 0.0
-        s.head = Entry(s.head, "factor", m.address, m.value, 0.0, 0.0, weight, m.fingerprint())
-        if weight == NEG_INF:
-            self.kill(p, m.address, excerpt(m.value, 60))
-        else:
-            p.logw += weight
-        return self._at_barrier(p, s, m)
-
-    def _append(self, s: Strand, m: Message, value: Any) -> None:
-        s.head = Entry(s.head, m.op, m.address, value, fingerprint=m.fingerprint())
-
-    def _plate(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
-        if not m.args:
-            self._append(s, m, ())
-            return False
-        frame = s.frame
-        handlers = tuple(frame.context.handlers) if frame is not None else ()
-        base = s.launch
-        s.branches = [
-            Strand(base.branch(m.fn, item, handlers, f"{m.address}[{i}]/"), parent=s)
-            for i, item in enumerate(m.args)
-        ]
-        for branch in list(s.branches):
-            if p.dead:
-                break
-            self._move(p, branch, new)
-        return True
-
-    def _cached(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
-        key = m.fingerprint()
-        if key in self.memo:
-            self._append(s, m, self.memo[key])
-            return False
-        waiting = self.memo_waiting.setdefault(key, [])
-        waiting.append((p, s))
-        job = Effect(m.fn, m.args, m.kwargs or {}, None)
-        s.job = job
-        if len(waiting) == 1:
-            new.append(self._submit(job, p, s))
-        return True
-
-    # -- results -----------------------------------------------------------------------------
-
-    def _completed(self, p: Particle, s: Strand, job: Job, new: list[Job]) -> None:
-        if s.nested is not None and id(job) in s.nested:
-            inner, owner = s.nested.pop(id(job))
-            inner.owner = owner
-            if not s.nested:
-                s.nested = None
-                m = s.pending
-                if m is not None:
-                    self._append(s, m, [j.outcome for j in m.value])
-                    self._move(p, s, new)
-            return
-        m = s.pending
-        if m is None:
-            return
-        if isinstance(job, Effect):
-            s.job = None
-            self._effect_done(p, s, m, job, new)
-            return
-        if isinstance(job, Generate) and job.state.finish is None:
-            s.stepped = True  # a barrier inside the string
-            if job.state.logw == NEG_INF:
-                self.kill(p, m.address, "")
-            return
-        if not self._step(p, s, m, job.step(), new):
-            self._move(p, s, new)
-
-    def _effect_done(self, p: Particle, s: Strand, m: Message, job: Effect, new: list[Job]) -> None:
-        value, error = job.outcome
-        if m.op == "cached":
-            waiting = self.memo_waiting.pop(m.fingerprint(), [(p, s)])
-            if error is None:
-                self.memo[m.fingerprint()] = freeze(value)
-        else:
-            self.ledger.effects += 1
-            waiting = [(p, s)]
-        for q, t in waiting:
-            if q.dead or t.pending is None:
-                continue
-            t.job = None
-            if error is None:
-                self._append(t, t.pending, freeze(value))
-                self._move(q, t, new)
-                continue
-            policy = m.options[0] or self.on_error
-            if policy == "retry" and q.retries < m.options[2]:
-                q.retries += 1
-                again = Effect(m.fn, m.args, m.kwargs or {}, m.options[1])
-                t.job = again
-                new.append(self._submit(again, q, t))
-                continue
-            self._fail(q, t, error, "raise" if policy == "retry" else policy)
 
     def all_dead(self, particles: int) -> AllParticlesDead:
         """The error of a population without weight."""
         examples = [f"{site}: {value}" for site, value in list(self.killed_values.items())[:3]]
         return AllParticlesDead(self.deaths, particles=particles, examples=examples)
-
-
-def freeze_result(frame: Frame) -> Any:
-    """What the program returned, made safe to share."""
-    return freeze(frame.context.result)

@@ -30,7 +30,8 @@ from lmppl.types import Floats, Ints
 from lmppl.weights import NEG_INF, ess, normalize
 
 if TYPE_CHECKING:
-    from lmppl.inference.population import Machine, Particle
+    from lmppl.inference.particles import Particle
+from lmppl.inference.population import Machine
 
 
 class Estimate(NamedTuple):

@@ -33,6 +33,7 @@ class Strand:
         "frame",
         "head",
         "job",
+        "joining",
         "key",
         "launch",
         "nested",
@@ -64,6 +65,8 @@ class Strand:
         self.branches: list[Strand] | None = None
         self.result: Any = None
         self.done = False
+        self.joining = False
+        """While its plate starts the branches."""
         self.stepped = False
         self.replayed = 0
 

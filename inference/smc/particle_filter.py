@@ -29,8 +29,10 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument, LmpplError
+from lmppl.inference.answers import Stop
 from lmppl.inference.base import Engine, check_particles
-from lmppl.inference.population import Jobs, Machine, Particle, Stop
+from lmppl.inference.particles import Particle
+from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import History, population_posterior
 from lmppl.inference.smc.resampling import Scheme, scheme
 from lmppl.random import fold

@@ -1,0 +1,291 @@
+"""How each kind of message is answered: what a site does to its particle.
+
+| message | job | tape | weight |
+| --- | --- | --- | --- |
+| sample | draw (and score, with a proposal) | value | log p - log q |
+| observe | score | value | log p |
+| factor | - | the number | the number |
+| effect, cached | beside the scheduler | frozen result | 0 |
+| plate | those of its branches | tuple of results | those of its branches |
+| jobs (nested inference) | the inner jobs | their outcomes | 0 |
+| deterministic, param | - | value | 0 |
+
+A particle of weight zero is killed at once: it computes nothing more.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+from lmppl.context import Message
+from lmppl.distributions import after
+from lmppl.errors import LmpplError, excerpt
+from lmppl.inference.particles import Particle
+from lmppl.jobs import Draw, Effect, Env, Generate, Job, Score
+from lmppl.ledger import Ledger
+from lmppl.random import fold
+from lmppl.strands import Strand
+from lmppl.text import Text
+from lmppl.trace import Entry
+from lmppl.types import Key
+from lmppl.values import freeze
+from lmppl.weights import NEG_INF, check_log_weight
+
+Stop = Literal["site", "factor", "end"]
+
+
+class Answers(ABC):
+    """The part of a `Machine` that answers messages; what it needs of the rest is below."""
+
+    env: Env
+    ledger: Ledger
+    on_error: str
+    stop: Stop
+    conditions: dict[str, Any]
+    params: dict[str, Any]
+    used: set[str]
+    sites: set[str]
+    restricted: set[str]
+    ignore_weights: bool
+    memo: dict[int, Any]
+    memo_waiting: dict[int, list[tuple[Particle, Strand]]]
+    draws: Callable[[Particle, Message, Key], Any]
+
+    @abstractmethod
+    def _submit(self, job: Job, p: Particle, s: Strand) -> Job:
+        """Make a job this strand's."""
+
+    @abstractmethod
+    def _move(self, p: Particle, s: Strand, new: list[Job]) -> None:
+        """Run a strand on, collecting the jobs it starts."""
+
+    @abstractmethod
+    def _join(self, p: Particle, parent: Strand) -> bool:
+        """End a plate whose branches are done; whether the parent may go on at once."""
+
+    @abstractmethod
+    def _fail(self, p: Particle, s: Strand, error: BaseException, policy: str) -> None:
+        """An exception inside a particle."""
+
+    @abstractmethod
+    def _where(self, p: Particle, s: Strand) -> str:
+        """Where a particle is, for an error."""
+
+    @abstractmethod
+    def kill(self, p: Particle, site: str, value: str) -> None:
+        """Weight zero, for ever."""
+
+    def _begin(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
+        """Start to answer a message; True when the strand must not be resumed now."""
+        op = m.op
+        if op == "sample":
+            if m.address in self.conditions and not m.done:
+                m.op, m.value, m.proposal = "observe", self.conditions[m.address], None
+                self.used.add(m.address)
+                return self._step(p, s, m, self._score(m), new)
+            if m.done:  # a handler has given the value
+                return self._step(p, s, m, self._score(m), new)
+            return self._step(p, s, m, self.draws(p, m, fold(p.key, m.address)), new)
+        if op == "observe":
+            return self._step(p, s, m, self._score(m), new)
+        if op == "factor":
+            return self._factor(p, s, m)
+        if op == "effect":
+            job = Effect(m.fn, m.args, m.kwargs or {}, m.options[1])
+            s.job = job
+            new.append(self._submit(job, p, s))
+            return True
+        if op == "cached":
+            return self._cached(p, s, m, new)
+        if op == "plate":
+            return self._plate(p, s, m, new)
+        if op == "jobs":
+            inner = list(m.value)
+            if not inner:
+                self._append(s, m, [])
+                return False
+            s.nested = {id(j): (j, j.owner) for j in inner}
+            for j in inner:
+                j.owner = (p, s)
+                new.append(j)
+            return True
+        value = self.params.get(m.address, m.value) if op == "param" else m.value
+        self._append(s, m, value)
+        return False
+
+    def _score(self, m: Message) -> Any:
+        """The first step that scores a given value."""
+        if m.masked or (self.ignore_weights and m.op == "observe"):
+            return 0.0
+        return m.dist.score(m.value, self.env)
+
+    def _draw(self, p: Particle, m: Message, key: Key) -> Any:
+        if m.proposal is None:
+            return m.dist.draw(key, self.env)
+        env, dist = self.env, m.dist
+
+        def weigh(d: Draw) -> Any:
+            return after(
+                dist.score(d.value, env), lambda logp: Draw(d.value, logp, d.logq, d.restricted)
+            )
+
+        return after(m.proposal.draw(key, env), weigh)
+
+    def _step(self, p: Particle, s: Strand, m: Message, step: Any, new: list[Job]) -> bool:
+        """Take a job, or deliver a result; True when the strand must not be resumed now."""
+        kind = type(step)
+        if kind is Draw:
+            s.job = None
+            self.deliver(p, s, step)
+        elif kind is Generate or kind is Score:
+            s.job = step
+            new.append(self._submit(step, p, s))
+            return True
+        elif m.op == "sample" and not m.done:
+            s.job = None
+            s.outcomes = step
+            s.stepped = True
+            return True
+        else:
+            s.job = None
+            self._weigh(p, s, m, m.value, float(step), 0.0)
+        return self._at_barrier(p, s, m)
+
+    def _at_barrier(self, p: Particle, s: Strand, m: Message) -> bool:
+        if p.dead:
+            return True
+        if self.stop == "end" or (self.stop == "factor" and m.op == "sample"):
+            return False
+        s.stepped = True
+        return True
+
+    def deliver(self, p: Particle, s: Strand, d: Draw) -> None:
+        """Answer the pending sample site of a strand with a drawn value."""
+        m = s.pending
+        if m is None:
+            raise LmpplError("a draw was delivered to a particle that waits for none")
+        value = d.value
+        if type(value) is Text:
+            fresh = value.address is None and value._ids is not None
+            value = value.placed(m.address) if fresh else value.at(m.address)
+        elif isinstance(value, str):
+            value = Text(value, address=m.address)
+        if d.restricted:
+            self.restricted.add(m.address)
+        self._weigh(p, s, m, value, d.logp, d.logq)
+
+    def _weigh(
+        self, p: Particle, s: Strand, m: Message, value: Any, logp: float, logq: float
+    ) -> None:
+        address = m.address
+        if logp != logp or logp > 1e300:
+            check_log_weight(logp, site=address, term="log-probability")
+        logp *= m.scale
+        weight = 0.0 if m.masked or self.ignore_weights else logp - logq
+        s.head = Entry(s.head, m.op, address, value, logp, logq, weight, m.fingerprint())
+        if address not in self.sites:
+            self.sites.add(address)
+        if weight == NEG_INF or (logp == NEG_INF and not m.masked and m.op == "sample"):
+            self.kill(p, address, excerpt(value, 60))
+        else:
+            p.logw += weight
+
+    def _factor(self, p: Particle, s: Strand, m: Message) -> bool:
+        try:
+            weight = check_log_weight(m.value, site=m.address) * m.scale
+        except LmpplError as error:
+            error.add_where(self._where(p, s))
+            raise
+        if m.masked or self.ignore_weights:
+            weight = 0.0
+        s.head = Entry(s.head, "factor", m.address, m.value, 0.0, 0.0, weight, m.fingerprint())
+        if weight == NEG_INF:
+            self.kill(p, m.address, excerpt(m.value, 60))
+        else:
+            p.logw += weight
+        return self._at_barrier(p, s, m)
+
+    def _append(self, s: Strand, m: Message, value: Any) -> None:
+        s.head = Entry(s.head, m.op, m.address, value, fingerprint=m.fingerprint())
+
+    def _plate(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
+        if not m.args:
+            self._append(s, m, ())
+            return False
+        frame = s.frame
+        handlers = tuple(frame.context.handlers) if frame is not None else ()
+        base = s.launch
+        s.branches = [
+            Strand(base.branch(m.fn, item, handlers, f"{m.address}[{i}]/"), parent=s)
+            for i, item in enumerate(m.args)
+        ]
+        s.joining = True  # branches that end at once must not resume the parent from inside
+        for branch in tuple(s.branches):
+            if not p.dead:
+                self._move(p, branch, new)
+        s.joining = False
+        return p.dead or not all(b.done for b in s.branches) or not self._join(p, s)
+
+    def _cached(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
+        key = m.fingerprint()
+        if key in self.memo:
+            self._append(s, m, self.memo[key])
+            return False
+        waiting = self.memo_waiting.setdefault(key, [])
+        waiting.append((p, s))
+        job = Effect(m.fn, m.args, m.kwargs or {}, None)
+        s.job = job
+        if len(waiting) == 1:
+            new.append(self._submit(job, p, s))
+        return True
+
+    def _completed(self, p: Particle, s: Strand, job: Job, new: list[Job]) -> None:
+        if s.nested is not None and id(job) in s.nested:
+            inner, owner = s.nested.pop(id(job))
+            inner.owner = owner
+            if not s.nested:
+                s.nested = None
+                m = s.pending
+                if m is not None:
+                    self._append(s, m, [j.outcome for j in m.value])
+                    self._move(p, s, new)
+            return
+        m = s.pending
+        if m is None:
+            return
+        if isinstance(job, Effect):
+            self._effect_done(p, s, m, job, new)
+            return
+        if type(job) is Generate and job.state.finish is None:
+            s.stepped = True  # a barrier inside the string
+            return
+        if not self._step(p, s, m, job.step(), new):
+            self._move(p, s, new)
+
+    def _effect_done(self, p: Particle, s: Strand, m: Message, job: Effect, new: list[Job]) -> None:
+        value, error = job.outcome
+        if m.op == "cached":
+            waiting = self.memo_waiting.pop(m.fingerprint(), [(p, s)])
+            if error is None:
+                self.memo[m.fingerprint()] = freeze(value)
+        else:
+            self.ledger.effects += 1
+            waiting = [(p, s)]
+        for q, t in waiting:
+            if q.dead or t.pending is None:
+                continue
+            t.job = None
+            if error is None:
+                self._append(t, t.pending, freeze(value))
+                self._move(q, t, new)
+                continue
+            policy = m.options[0] or self.on_error
+            if policy == "retry" and q.retries < m.options[2]:
+                q.retries += 1
+                again = Effect(m.fn, m.args, m.kwargs or {}, m.options[1])
+                t.job = again
+                new.append(self._submit(again, q, t))
+                continue
+            self._fail(q, t, error, "raise" if policy == "retry" else policy)
