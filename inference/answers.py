@@ -182,8 +182,10 @@ class Answers(ABC):
         address = m.address
         if logp != logp or logp > 1e300:
             check_log_weight(logp, site=address, term="log-probability")
-        logp *= m.scale
-        weight = 0.0 if m.masked or self.ignore_weights else logp - logq
+        if not m.masked:
+            logp *= m.scale
+        # a masked draw keeps its law; masked scores arrive as 0
+        weight = 0.0 if self.ignore_weights else logp - logq
         s.head = Entry(s.head, m.op, address, value, logp, logq, weight, m.fingerprint())
         if address not in self.sites:
             self.sites.add(address)

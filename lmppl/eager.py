@@ -90,7 +90,7 @@ class EagerContext(Context):
         if op == "sample":
             self._sample(message)
         elif op == "observe":
-            message.logp = self._score(message) * message.scale
+            message.logp = 0.0 if message.masked else self._score(message) * message.scale
             self._record(message, message.logp)
         elif op == "factor":
             w = check_log_weight(message.value, site=message.address) * message.scale
@@ -117,14 +117,12 @@ class EagerContext(Context):
         )
 
     def _score(self, message: Message) -> float:
-        if message.masked or message.dist is None:
-            return 0.0
         logp = run_now(message.dist.score(message.value, self.env), self.env, self.ledger)
         return check_support(float(logp), message.value, message.address)
 
     def _sample(self, message: Message) -> None:
         if message.done:
-            message.logp = self._score(message) * message.scale
+            message.logp = 0.0 if message.masked else self._score(message) * message.scale
             self._record(message, message.logp)
             return
         source = message.proposal or message.dist
@@ -135,8 +133,9 @@ class EagerContext(Context):
         message.value = value.at(message.address) if isinstance(value, Text) else value
         message.logq = drawn.logq
         message.logp = drawn.logp if message.proposal is None else self._score(message)
-        message.logp *= message.scale
-        self._record(message, 0.0 if message.masked else message.logp - message.logq)
+        if not message.masked:
+            message.logp *= message.scale
+        self._record(message, message.logp - message.logq)
 
     def _plate(self, message: Message) -> None:
         base, scope, results = self.head, self.scope, []

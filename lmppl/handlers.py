@@ -177,7 +177,10 @@ class block(Handler):
 
 
 class mask(Handler):
-    """Turn the weights of sites off: with `mask=False` an observation counts nothing."""
+    """Turn weights off: with `mask=False` observations, factors and fixed values count nothing.
+
+    A sample site that is drawn keeps its law.
+    """
 
     def __init__(self, fn: Any = None, mask: bool = False) -> None:
         """Keep the switch."""
