@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from lmppl.errors import BadArgument, excerpt
 from lmppl.jobs import Draw
@@ -34,25 +34,42 @@ class StringOptions:
 class Finisher:
     """Makes a draw of a finished string; one per model and options."""
 
-    __slots__ = ("lm", "restricted", "scheme", "stop")
+    __slots__ = ("constrained", "lm", "restricted", "scheme", "stop")
 
     def __init__(self, lm: LanguageModel, options: StringOptions) -> None:
         self.lm = lm
         self.stop = options.law.stop
         self.restricted = options.law.token.truncates and options.target == "model"
-        self.scheme = hash_text(f"{lm.name}\0{self.stop!r}\0{options.regex!r}")
+        self.constrained = options.regex is not None
+        self.scheme = hash_text(f"{lm.vocabulary_id}\0{self.stop!r}")
 
     def __call__(self, state: StringState) -> Draw:
         """The value, its log p (of the whole event) and its log q."""
         ids = state.ids
         text = Text.drawn(
-            text_of(self.lm, ids, self.stop), ids, state.logps, state.finish, self.scheme
+            text_of(self.lm, ids, self.stop, self.constrained),
+            ids,
+            state.logps,
+            state.finish,
+            self.scheme,
         )
         return Draw(text, state.logw + state.logq, state.logq, self.restricted)
 
 
-@lru_cache(maxsize=4096)
-def string_options(
+def string_options(*arguments: Any) -> StringOptions:
+    """Check the arguments of `LM` and `Chat`; equal ones share the result."""
+    try:
+        return _checked(*arguments)
+    except TypeError:
+        raise BadArgument(
+            "a sampling setting is of the wrong type",
+            value=excerpt(arguments),
+            fix='write LM(prompt, stop="\\n", max_tokens=64, temperature=0.7, top_p=0.95, regex=r"...")',
+        ) from None
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _checked(
     stop: str | tuple[str, ...] | None,
     max_tokens: int,
     limit: Limit,
@@ -66,14 +83,17 @@ def string_options(
     target_temperature: float,
     power: float,
 ) -> StringOptions:
-    """Check the arguments of `LM` and `Chat`; equal ones share the result."""
     stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if any(not isinstance(s, str) or not s for s in stops):
         raise BadArgument(
             "stop must be non-empty text", value=excerpt(stop), fix='write stop="\\n"'
         )
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise BadArgument(f"max_tokens must be a positive integer, got {max_tokens!r}")
+        raise BadArgument(
+            f"max_tokens must be a positive integer, got {max_tokens!r}",
+            why="a string without a limit may never end" if max_tokens is None else None,
+            fix="write max_tokens=64, or as many tokens as the longest value needs",
+        )
     for name, t in (("temperature", temperature), ("tempered", target_temperature)):
         if t == 0:
             raise BadArgument(
@@ -81,13 +101,27 @@ def string_options(
                 fix="use engine=Greedy() for greedy decoding, or a small positive temperature",
             )
         if not (isinstance(t, (int, float)) and 0 < t < math.inf):
-            raise BadArgument(f"{name} must be a positive number, got {t!r}")
-    if not 0.0 < top_p <= 1.0:
-        raise BadArgument(f"top_p must be in (0, 1], got {top_p!r}")
+            raise BadArgument(
+                f"{name} must be a positive number, got {t!r}", fix=f"write {name}=0.7"
+            )
+    if not (isinstance(top_p, (int, float)) and 0.0 < top_p <= 1.0):
+        raise BadArgument(
+            f"top_p must be in (0, 1], got {top_p!r}", fix="write top_p=0.95, or 1 for no cut"
+        )
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
-        raise BadArgument(f"top_k must be a non-negative integer (0 = all), got {top_k!r}")
-    if not 0.0 <= mixture <= 1.0:
-        raise BadArgument(f"mixture must be in [0, 1], got {mixture!r}")
+        raise BadArgument(
+            f"top_k must be a non-negative integer, got {top_k!r}",
+            fix="write top_k=40, or 0 for no cut",
+        )
+    if not (isinstance(mixture, (int, float)) and 0.0 <= mixture <= 1.0):
+        raise BadArgument(
+            f"mixture must be in [0, 1], got {mixture!r}",
+            fix="write mixture=0.1: a tenth of the draws come from the model itself",
+        )
+    if not (regex is None or isinstance(regex, str)):
+        raise BadArgument(
+            f"regex must be text, got {type(regex).__name__}", fix='write regex=r"[0-9]+"'
+        )
     if limit not in ("prefix", "eos", "kill"):
         raise BadArgument(f'limit must be "prefix", "eos" or "kill", got {limit!r}')
     if target not in ("model", "proposal"):

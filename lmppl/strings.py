@@ -22,16 +22,17 @@ import numpy as np
 
 from lmppl.constraints import Constraint
 from lmppl.distributions import Distribution
-from lmppl.errors import BadArgument, NotFinite, UnsupportedValue, excerpt
+from lmppl.errors import BadArgument, ContextOverflow, NotFinite, UnsupportedValue, excerpt
 from lmppl.jobs import Draw, Env, Generate, Score, Step
 from lmppl.lm.base import LanguageModel
+from lmppl.lm.endings import canonical_endings, own_endings
 from lmppl.lm.generate import Limit, StringLaw, StringState, end_ids
 from lmppl.lm.table import token_law
 from lmppl.random import MASK, MUL1, fold, hash_text
 from lmppl.string_options import Finisher, StringOptions, Target, string_options
 from lmppl.text import Text
 from lmppl.types import Floats, Ids, Key
-from lmppl.weights import NEG_INF
+from lmppl.weights import NEG_INF, log_sum_exp
 
 Message: TypeAlias = tuple[str, str] | Mapping[str, str]
 Messages: TypeAlias = str | Sequence[Message]
@@ -65,11 +66,9 @@ class _String(Distribution):
 
     def tempered(self, temperature: float) -> _String:
         """Another **target**: per token softmax(logits / T), normalised."""
+        string_options(None, 1, "prefix", 1.0, 1.0, 0, 0.0, None, "model", True, temperature, 1.0)
         token = self._options.law.token._replace(
             temperature=float(temperature), target_temperature=float(temperature)
-        )
-        string_options(
-            None, 1, "prefix", 1.0, 1.0, 0, 0.0, None, "model", True, float(temperature), 1.0
         )
         return self._with(self._altered(self._options.law._replace(token=token)))
 
@@ -79,7 +78,10 @@ class _String(Distribution):
         old = o.law.token
         unknown = sorted(set(settings) - {"temperature", "top_p", "top_k", "mixture"})
         if unknown:
-            raise BadArgument(f"a proposal has no setting {', '.join(unknown)}")
+            raise BadArgument(
+                f"a proposal has no setting {', '.join(unknown)}",
+                fix="use temperature, top_p, top_k and mixture; stop and max_tokens belong to the target",
+            )
         token = old._replace(**settings)
         checked = string_options(
             None,
@@ -112,8 +114,10 @@ class _String(Distribution):
     def draw(self, key: Key, env: Env) -> Step[Draw]:
         """Ask for one string."""
         lm = env.model(self._lm)
-        state = StringState(self.law(lm), self.context(lm), key)
-        return Generate(lm, state, self._drawn(lm))
+        context = self.context(lm)
+        if len(context) + self._options.law.max_tokens > lm.max_context:
+            self._fits(lm, context, self._options.law.max_tokens)
+        return Generate(lm, StringState(self.law(lm), context, key), self._drawn(lm))
 
     def _drawn(self, lm: LanguageModel) -> Finisher:
         finishers = self._options.finishers
@@ -139,64 +143,47 @@ class _String(Distribution):
         token = law.token
         temperature = token.target_temperature
         if law.target_is_proposal:
-            if token.top_p < 1 or token.top_k or law.constraint is not None:
+            mixed = token.mixture and token.temperature != token.target_temperature
+            if token.top_p < 1 or token.top_k or mixed or law.constraint is not None:
                 raise BadArgument(
                     'a text cannot be scored under a truncated or masked law with target="proposal"',
                     fix='leave target="model", so that truncation is only a proposal',
                 )
             temperature = token.temperature
-        if (
-            isinstance(value, Text)
-            and value.token_ids is not None
-            and value.scheme == self._scheme(lm)
-        ):
-            ids: Ids = tuple(value.token_ids.tolist())
-            forced = value.finish == "length" and law.limit == "eos"
-            ends: Sequence[int] | None = end_ids(lm, law.stop) if forced else None
+        own = isinstance(value, Text) and value.scheme == self._scheme(lm)
+        ids = value._ids if isinstance(value, Text) and own else None
+        if ids is not None:
+            found = own_endings(lm, law, tuple(ids))
+            if not found:
+                return NEG_INF
         else:
-            ids, ends = self._canonical(lm, law, value)
+            found = canonical_endings(lm, law, value, self._options.end)
+        context = self.context(lm)
+        n = len(found)
+        self._fits(lm, context, max(len(e.ids) for e in found))
 
         def scored(rows: list[Floats]) -> float:
-            return law.power * float(rows[0].sum())
+            logps = [float(row.sum()) for row in rows]
+            return law.power * (logps[0] if n == 1 else log_sum_exp(logps))
 
-        return Score(lm, [self.context(lm)], [ids], [ends], [temperature], scored)
+        return Score(
+            lm,
+            [context] * n,
+            [e.ids for e in found],
+            [e.ends for e in found],
+            [temperature] * n,
+            scored,
+        )
 
-    def _canonical(
-        self, lm: LanguageModel, law: StringLaw, value: str
-    ) -> tuple[Ids, Sequence[int] | None]:
-        """Canonical ids of a given string and the set of ids that may end it."""
-        for stop in law.stop:
-            if (at := value.find(stop)) >= 0:
-                raise UnsupportedValue(
-                    f"the text contains its own stop string {stop!r} at position {at}",
-                    value=excerpt(value),
-                    why="such a text has probability zero",
-                    fix="give the text without its terminator, or another stop",
-                )
-        ids = lm.encode(value)
-        if len(ids) > law.max_tokens and self._options.end:
-            raise UnsupportedValue(
-                f"the text has {len(ids)} tokens, max_tokens is {law.max_tokens}",
-                value=excerpt(value),
-                why="under this law no text is that long",
-                fix=f"write max_tokens={len(ids)} or more, or end=False to score it as a prefix",
-            )
-        ends: Sequence[int] | None = end_ids(lm, law.stop)
-        if law.constraint is not None:
-            state = law.constraint.start()
-            for n, token in enumerate(ids):
-                if not state.mask[token]:
-                    at = len(lm.decode(ids[:n]))
-                    raise UnsupportedValue(
-                        f"the text leaves the regex at position {at}",
-                        value=excerpt(value),
-                        fix="change one of them",
-                    )
-                state = state.advance(token)
-            ends = [v for v in ends or () if state.mask[v]] if not state.finished else None
-        if not self._options.end or (len(ids) == law.max_tokens and law.limit == "prefix"):
-            ends = None
-        return ids, ends
+    def _fits(self, lm: LanguageModel, context: Ids, more: int) -> None:
+        needed = len(context) + more
+        if needed > lm.max_context:
+            part, longest = self._longest()
+            raise ContextOverflow(needed, lm.max_context, longest=longest, part=part)
+
+    @abstractmethod
+    def _longest(self) -> tuple[str | None, str]:
+        """The longest part of what stands before the string, and where it came from."""
 
     def support(self, env: Env) -> list[tuple[Any, float]]:
         """Every token sequence with its log p, for a model whose rows are small."""
@@ -222,7 +209,8 @@ class _String(Distribution):
                 allowed = local > NEG_INF if mask is None else (local > NEG_INF) & mask[0]
                 for token in np.flatnonzero(allowed).tolist():
                     child = s.fork(0)
-                    child.extend(lm, token, float(local[token]), 0.0)
+                    x = float(local[token])
+                    child.extend(lm, token, x, x if law.target_is_proposal else 0.0)
                     if child.awaits_end:
                         child.finish_length(_end_mass(lm, child))
                     if child.logw > NEG_INF:
@@ -231,7 +219,7 @@ class _String(Distribution):
                 raise NotFinite(f"more than {MAX_SUPPORT:,} strings", fix="lower max_tokens")
             live = grown
         drawn = self._drawn(lm)
-        return [(drawn(s).value, s.logw) for s in done]
+        return [(drawn(s).value, s.logw + s.logq) for s in done]
 
     @property
     def fingerprint(self) -> int:
@@ -314,6 +302,14 @@ class LM(_String):
         new._options = options
         return new
 
+    def _longest(self) -> tuple[str | None, str]:
+        spans = self.prompt.spans if isinstance(self.prompt, Text) else ()
+        if not spans:
+            return None, self.prompt
+        span = max(spans, key=lambda s: s.stop - s.start)
+        part = str(self.prompt)[span.start : span.stop]
+        return f"site {span.address!r} ({len(part):,} characters)", part
+
     @property
     def _context_hash(self) -> int:
         return hash_text(self.prompt)
@@ -369,6 +365,11 @@ class Chat(_String):
         new._options = options
         return new
 
+    def _longest(self) -> tuple[str | None, str]:
+        n = max(range(len(self.messages)), key=lambda i: len(self.messages[i][1]))
+        role, content = self.messages[n]
+        return f"message {n} ({role}, {len(content):,} characters)", content
+
     @property
     def _context_hash(self) -> int:
         return fold(len(self.messages), *(part for m in self.messages for part in m))
@@ -383,7 +384,11 @@ def as_messages(messages: Messages) -> tuple[tuple[str, str], ...]:
         return (("user", messages),)
     out = []
     for m in messages:
-        pair = (m.get("role"), m.get("content")) if isinstance(m, Mapping) else tuple(m)
+        pair: tuple[Any, ...] = ()
+        if isinstance(m, Mapping):
+            pair = (m.get("role"), m.get("content"))
+        elif isinstance(m, Sequence) and not isinstance(m, str):
+            pair = tuple(m)
         if len(pair) != 2 or not all(isinstance(p, str) for p in pair):
             raise BadArgument(
                 "a chat message is a role and a content, both text",
@@ -392,7 +397,9 @@ def as_messages(messages: Messages) -> tuple[tuple[str, str], ...]:
             )
         out.append((str(pair[0]), str(pair[1])))
     if not out:
-        raise BadArgument("a chat needs at least one message")
+        raise BadArgument(
+            "a chat needs at least one message", fix='write Chat([("user", "...")]) or Chat("...")'
+        )
     return tuple(out)
 
 
@@ -402,6 +409,14 @@ def power(dist: _String, beta: float) -> _String:
     Unlike `tempered` it is not normalised per token: the evidence contains Σ p^β.
     """
     if not (isinstance(beta, (int, float)) and math.isfinite(beta)):
-        raise BadArgument(f"power must be a finite number, got {beta!r}")
+        raise BadArgument(
+            f"power must be a finite number, got {beta!r}", fix="write power(dist, 2.0)"
+        )
+    if not isinstance(dist, _String):
+        raise BadArgument(
+            f"power is for LM and Chat, got {type(dist).__name__}",
+            value=excerpt(dist),
+            fix="write power(LM(prompt, ...), 2.0)",
+        )
     law = dist._options.law
     return dist._with(dist._altered(law._replace(power=law.power * float(beta))))

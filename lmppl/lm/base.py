@@ -19,9 +19,11 @@ top-k, mask). Their difference is the importance weight; full rows never leave t
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -156,6 +158,14 @@ class LanguageModel(ABC):
     def encode(self, text: str) -> Ids:
         """The canonical token ids of a text; no special ids, no BOS."""
 
+    def spell(self, text: str) -> Ids:
+        """The ids of a text that is to be scored.
+
+        Raises:
+            UnsupportedValue: the model's tokens cannot spell it.
+        """
+        return self.encode(text)
+
     def context(self, text: str) -> Ids:
         """The ids of a prompt: a BOS if the model wants one, then the text.
 
@@ -198,6 +208,15 @@ class LanguageModel(ABC):
     def fingerprint(self) -> str:
         """A short stable name of model and tokenizer: goes into run files."""
         return self.name
+
+    @cached_property
+    def vocabulary_id(self) -> str:
+        """Equal for models whose ids mean the same bytes: then one can read the other's tokens."""
+        digest = hashlib.blake2b(repr(sorted(self.eos_ids)).encode(), digest_size=8)
+        for token in range(self.vocab_size):
+            word = self.token_bytes(token)
+            digest.update(len(word).to_bytes(4, "little") + word)
+        return digest.hexdigest()
 
     # -- model -------------------------------------------------------------------------------
 

@@ -174,11 +174,19 @@ def end_ids(lm: LanguageModel, stop: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(sorted(found | lm.eos_ids))
 
 
-def text_of(lm: LanguageModel, ids: Sequence[int], stop: tuple[str, ...]) -> str:
-    """The value of a string: decoded, without terminators."""
+def text_of(
+    lm: LanguageModel, ids: Sequence[int], stop: tuple[str, ...], constrained: bool = False
+) -> str:
+    """The value of a string: decoded, without terminators.
+
+    A constrained string ends with its stop text, and may hold another one before.
+    """
     if ids and ids[-1] in lm.eos_ids:
         ids = ids[:-1]
     text = lm.decode(ids)
+    if constrained:
+        ends = [s for s in stop if text.endswith(s)]
+        return text[: -len(max(ends, key=len))] if ends else text
     for s in stop:
         at = text.find(s)
         if at >= 0:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.errors import BadArgument, ModelNotFound, excerpt
+from lmppl.errors import BadArgument, ModelNotFound, UnsupportedValue, excerpt
 from lmppl.lm.base import Capabilities, Drawn, LanguageModel, Rows, TokenLaw
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
@@ -79,6 +79,13 @@ class TableLM(LanguageModel):
         self._specials = frozenset(i for i, w in enumerate(words) if not w)
         histories = [h for n in range(order + 1) for h in product(range(len(words)), repeat=n)]
         self._row_of = {h: r for r, h in enumerate(histories)}
+        strange = [h for h in table if h not in self._row_of]
+        if strange:
+            raise BadArgument(
+                f"the table has rows for {len(strange)} histories that cannot occur",
+                value=excerpt(strange[:5]),
+                fix=f"a history is a tuple of at most {order} ids below {len(words)}",
+            )
         self.table = np.empty((len(histories), len(words)))
         """log-probabilities [histories, V]."""
         for history, row in self._row_of.items():
@@ -86,7 +93,7 @@ class TableLM(LanguageModel):
             while key not in table:
                 key = key[1:]
             p = np.asarray(table[key], dtype=np.float64)
-            if p.shape != (len(words),) or (p < 0).any() or abs(p.sum() - 1) > 1e-9:
+            if p.shape != (len(words),) or not (p >= 0).all() or not abs(p.sum() - 1) < 1e-9:
                 raise BadArgument(
                     f"row {key} of the table is no distribution over {len(words)} tokens",
                     value=excerpt(p.tolist()),
@@ -184,6 +191,24 @@ class TableLM(LanguageModel):
             else:
                 at += 1
         return tuple(out)
+
+    def spell(self, text: str) -> Ids:
+        """As `encode`, but every character must be there: a skipped one would change the value."""
+        ids = self.encode(text)
+        raw, spelled = text.encode("utf-8", "surrogatepass"), b"".join(self.words[i] for i in ids)
+        if spelled != raw:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(raw, spelled, strict=False)) if a != b),
+                len(spelled),
+            )
+            raise UnsupportedValue(
+                f"no tokens of {self.name!r} spell this text from byte {at} on",
+                value=excerpt(text),
+                why="a toy model reads what it can of a prompt, but scores a value only as a whole",
+                fix="use the characters of its tokens: "
+                + excerpt([w.decode("utf-8", "replace") for w in self.words if w], 80),
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 show as U+FFFD."""
