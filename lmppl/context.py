@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from lmppl.errors import (
     ReplayDivergence,
     WrongContext,
 )
+from lmppl.lines import caller
 from lmppl.random import fold, hash_text
 from lmppl.trace import Entry
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[^/\[\]\r\n\x00]{1,200}\Z")
 _GOOD: set[str] = set()
 """Names that have been checked."""
-_HERE = __file__.rpartition("/")[0]
 
 
 class ParticleKilled(BaseException):
@@ -168,17 +167,6 @@ def _outside(primitive: str) -> NoActiveProgram:
     )
 
 
-def caller() -> str:
-    """file:line of the nearest frame outside of this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_HERE):
-            return f"{file.rpartition('/')[2]}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "unknown line"
-
-
 class Context:
     """The run that a program is in."""
 
@@ -191,6 +179,8 @@ class Context:
         self.handlers = handlers
         self.scope = scope
         self.counts: dict[str, int] = {}
+        self.indexed: set[str] = set()
+        """Loops and plates: `name[1]/` is the scope of their second item."""
         self.lines: dict[str, str] = {}
         self.waiting: dict[int, Awaited] = {}
         """Requests that nobody has awaited yet: kept alive, so that no id is used twice."""

@@ -67,6 +67,10 @@ class LmpplError(Exception):
         return (_rebuild, (type(self), self.fields))
 
 
+class LmpplWarning(UserWarning):
+    """Something that a run goes on with, and that its author should know."""
+
+
 def _rebuild(kind: type[LmpplError], fields: dict[str, str]) -> LmpplError:
     error = kind.__new__(kind)
     error.fields = dict(fields)

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from lmppl.context import (
-    Message,
-    ParticleKilled,
-    local,
-)
-from lmppl.errors import BadArgument, BadProgram
+from lmppl.context import Message, ParticleKilled, local
+from lmppl.errors import BadArgument, BadProgram, LmpplWarning, WrongContext
+from lmppl.lines import caller, user_line
 from lmppl.strands import FrameContext, Strand
 from lmppl.trace import Entry, tape
 
@@ -34,6 +32,8 @@ class Frame(ABC):
 
     yields = False
     """Whether messages of an awaited primitive travel by `yield`."""
+    zombie: str | None = None
+    """The line of a program that would not be unwound; its frame is kept for ever."""
 
     def __init__(self, strand: Strand) -> None:
         """Prepare to run a strand from its tape."""
@@ -67,27 +67,65 @@ class Frame(ABC):
     def kill(self) -> None:
         """Unwind the frame."""
 
+    def abandon(self) -> None:
+        """Leave user code for ever, where the driver can; called in the frame itself."""
+        return
+
+    def line(self) -> str | None:
+        """file:line where the program is suspended."""
+        return None
+
+    def _give_up(self) -> None:
+        _ZOMBIES.append(self)
+        warnings.warn(
+            f"a program caught ParticleKilled again and again at {self.zombie}: its frame is left "
+            "suspended and never freed; write `except Exception:` in place of a bare `except:`",
+            LmpplWarning,
+            stacklevel=2,
+        )
+
     def _call(self) -> Any:
         """Run user code, in its context, to a value (or its coroutine)."""
         launch = self.context.strand.launch
         self.context.is_async = is_async(launch.fn)
         return launch.fn(*launch.args, **launch.kwargs)
 
-    def _drive(self, value: Any) -> Any:
+    def drive(self, value: Any) -> Any:
         """Run a coroutine whose primitives suspend by themselves."""
         if not inspect.iscoroutine(value):
             return value
+        colour, self.context.is_async = self.context.is_async, True
         try:
-            value.send(None)
-        except StopIteration as stop:
-            return stop.value
+            return run_coroutine(value)
         finally:
-            value.close()
-        raise BadProgram(
-            "the program awaited something that is not of this package",
-            why="an engine runs the program itself, without asyncio",
-            fix='write await effect("name", async_function, ...) for other coroutines',
-        )
+            self.context.is_async = colour
+
+
+_ZOMBIES: list[Frame] = []
+
+
+def run_coroutine(value: Any) -> Any:
+    """The result of a coroutine that awaits nothing but this package's primitives."""
+    try:
+        value.send(None)
+    except StopIteration as stop:
+        return stop.value
+    except RuntimeError as error:
+        if "no running event loop" in str(error):
+            raise foreign_await() from error
+        raise
+    finally:
+        value.close()
+    raise foreign_await()
+
+
+def foreign_await() -> BadProgram:
+    """The error of a program that awaits what only asyncio can answer."""
+    return BadProgram(
+        "the program awaited something that is not of this package",
+        why="an engine runs the program itself, without asyncio",
+        fix='write await effect("name", async_function, ...) for other coroutines',
+    )
 
 
 def is_async(fn: Any) -> bool:
@@ -110,7 +148,7 @@ class GreenletFrame(Frame):
         self._greenlet.gr_context = contextvars.copy_context()
 
     def _run(self, _: object) -> None:
-        self.context.result = self._drive(self._call())
+        self.context.result = self.drive(self._call())
         self.context.check_finished()
 
     def resume(self, entry: Entry | None) -> Message | None:
@@ -129,31 +167,43 @@ class GreenletFrame(Frame):
 
     def suspend(self, message: Message) -> Entry:
         """Switch out."""
+        if self._getcurrent() is not self._greenlet:
+            raise WrongContext(
+                f"site {message.address!r} was reached in another greenlet than the program's",
+                why="only the program itself can be suspended and resumed",
+                fix="call it in the program; for parallel work use plate(...) or effect(...)",
+            )
         hub = self._greenlet.parent
         entry: Entry = hub.switch(message)
         return entry
 
     def kill(self) -> None:
-        """Throw into the frame until it ends; a frame that swallows it three times is left."""
+        """Throw into the frame, which then ends, or leaves by `abandon`."""
         glet = self._greenlet
         if glet.dead or not glet:
             return
         glet.parent = self._getcurrent()
-        self.context.dying = True
+        self.context.leaving = ParticleKilled
         before = local.active
         local.active = self.context
         try:
-            for _ in range(3):
-                try:
-                    glet.throw(ParticleKilled)
-                except ParticleKilled:
-                    return
-                except Exception:
-                    return
-                if glet.dead:
-                    return
+            glet.throw(ParticleKilled)
+        except (ParticleKilled, Exception):
+            return
         finally:
             local.active = before
+        if not glet.dead:
+            self._give_up()
+
+    def abandon(self) -> None:
+        """Switch out, and never come back."""
+        self.zombie = caller()
+        while True:
+            self._greenlet.parent.switch(None)
+
+    def line(self) -> str | None:
+        """Of the suspended stack."""
+        return user_line(self._greenlet.gr_frame)
 
 
 class CoroutineFrame(Frame):
@@ -179,26 +229,31 @@ class CoroutineFrame(Frame):
         try:
             if self._coroutine is None:
                 self._coroutine = self._call()
+                if not inspect.iscoroutine(self._coroutine):  # a branch that is a plain function
+                    raise StopIteration(self._coroutine)
+                self.context.is_async = True
             message = self._coroutine.send(entry if self._started else None)
             self._started = True
         except StopIteration as stop:
             self.context.result = stop.value
             self.context.check_finished()
             return None
+        except RuntimeError as error:
+            if "no running event loop" in str(error):
+                raise foreign_await() from error
+            raise
         finally:
             local.active = before
         if not isinstance(message, Message):
-            raise BadProgram(
-                "the program awaited something that is not of this package",
-                fix='write await effect("name", async_function, ...) for other coroutines',
-            )
+            self._coroutine.close()
+            raise foreign_await()
         return message
 
     def kill(self) -> None:
         """Close the coroutine."""
         if self._coroutine is None:
             return
-        self.context.dying = True
+        self.context.leaving = ParticleKilled
         before = local.active
         local.active = self.context
         try:
@@ -207,39 +262,70 @@ class CoroutineFrame(Frame):
             return
         finally:
             local.active = before
+        self._give_up()
+
+    def line(self) -> str | None:
+        """Of the innermost awaiting coroutine."""
+        inner = self._coroutine
+        while inspect.iscoroutine(getattr(inner, "cr_await", None)):
+            inner = inner.cr_await
+        return user_line(getattr(inner, "cr_frame", None))
 
 
 class _Suspended(BaseException):
     """Leaves the program in the eager driver."""
 
-    def __init__(self, message: Message) -> None:
-        self.message = message
-
 
 class EagerFrame(Frame):
     """Suspends by leaving the program with an exception and running it again from the start.
 
-    Needs nothing but Python; costs a replay of the whole tape per step.
+    Needs nothing but Python; costs a replay of the whole tape per step. `finally` blocks run at
+    every step.
     """
+
+    _left: Message | None = None
+    _line: str | None = None
 
     def resume(self, entry: Entry | None) -> Message | None:
         """Run again, answered by the tape (which ends in `entry`)."""
         strand = self.context.strand
         self.context = FrameContext(self, strand, tape(strand.head))
+        self._left: Message | None = None
         before = local.active
         local.active = self.context
         try:
-            self.context.result = self._drive(self._call())
-        except _Suspended as left:
-            return left.message
+            self.context.result = self.drive(self._call())
+        except _Suspended:
+            return self._left
+        except Exception as error:
+            if self._left is not None:
+                raise self._caught() from error
+            raise
         finally:
             local.active = before
+        if self._left is not None:
+            raise self._caught()
         self.context.check_finished()
         return None
 
     def suspend(self, message: Message) -> Entry:
         """Leave."""
-        raise _Suspended(message)
+        self._left, self._line = message, caller()
+        self.context.leaving = _Suspended
+        raise _Suspended
+
+    def _caught(self) -> BadProgram:
+        at = self._left.address if self._left is not None else ""
+        return BadProgram(
+            f"the program caught the signal that suspends it at site {at!r}",
+            where=self._line,
+            why="the eager driver leaves a program by an exception and runs it again",
+            fix='write `except Exception:` in place of a bare `except:`, or use driver="greenlet"',
+        )
+
+    def line(self) -> str | None:
+        """Of the site that it left at."""
+        return self._line
 
     def kill(self) -> None:
         """There is nothing to unwind: the program is not running."""

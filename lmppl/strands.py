@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from lmppl.context import Context, Message, ParticleKilled, check_awaited, check_replay
+from lmppl.context import Context, Message, check_awaited, check_replay
 from lmppl.errors import ReplayDivergence
+from lmppl.lines import caller
 from lmppl.trace import Entry
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 INLINE = ("deterministic",)
 """Operations that need no answer: recorded without suspending."""
+PATIENCE = 3
+"""How often a program may catch what unwinds it before its frame is given up."""
 
 
 class Strand:
@@ -146,7 +149,10 @@ class FrameContext(Context):
         self.strand = strand
         self.replay = replay
         self.position = 0
-        self.dying = False
+        self.leaving: type[BaseException] | None = None
+        """What unwinds the frame: raised at every primitive, should the program catch it."""
+        self.refusals = 0
+        """How often the program has gone on in spite of it."""
         self.result: Any = None
 
     def answer(self, message: Message) -> None:
@@ -157,6 +163,10 @@ class FrameContext(Context):
 
     def answer_async(self, message: Message) -> Generator[Message, Entry, None]:
         """As `answer`; a trampoline gets the message by `yield`."""
+        if self.leaving is not None and self.frame.yields and self.refusals >= PATIENCE:
+            self.frame.zombie = caller()
+            while True:
+                yield message
         if self._recorded(message):
             return
         if self.frame.yields:
@@ -165,8 +175,11 @@ class FrameContext(Context):
             message.take(self.frame.suspend(message))
 
     def _recorded(self, message: Message) -> bool:
-        if self.dying:
-            raise ParticleKilled
+        if self.leaving is not None:
+            self.refusals += 1
+            if self.refusals > PATIENCE:
+                self.frame.abandon()
+            raise self.leaving
         if self.position < len(self.replay):
             entry = self.replay[self.position]
             self.position += 1
@@ -186,6 +199,10 @@ class FrameContext(Context):
             message.done = True
             return True
         return False
+
+    def drive(self, value: Any) -> Any:
+        """Run a coroutine inside a plain program, which cannot await it."""
+        return self.frame.drive(value)
 
     def skip(self, op: str, address: str) -> Entry | None:
         """The next entry of the tape, if it is this folded part."""

@@ -1,0 +1,36 @@
+"""Lines of the user's program, for messages: file:line of a stack frame or of an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import FrameType
+
+
+def caller() -> str:
+    """file:line of the nearest frame outside of this package."""
+    return user_line(sys._getframe(1)) or "unknown line"
+
+
+def user_line(frame: FrameType | None) -> str | None:
+    """file:line of a stack frame, or of the nearest one below it that is not of this package."""
+    while frame is not None:
+        if not _ours(frame):
+            return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
+
+
+def line_of(error: BaseException) -> str | None:
+    """file:line of the user's code that raised an error, as deep as it goes."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        if not _ours(trace.tb_frame):
+            found = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
+def _ours(frame: FrameType) -> bool:
+    name: str = frame.f_globals.get("__name__", "")
+    return name.startswith("lmppl.") and not frame.f_code.co_filename.startswith("<")
