@@ -197,16 +197,11 @@ class TableLM(LanguageModel):
         ids = self.encode(text)
         raw, spelled = text.encode("utf-8", "surrogatepass"), b"".join(self.words[i] for i in ids)
         if spelled != raw:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(raw, spelled, strict=False)) if a != b),
-                len(spelled),
-            )
             raise UnsupportedValue(
-                f"no tokens of {self.name!r} spell this text from byte {at} on",
+                f"no tokens of {self.name!r} spell this text",
                 value=excerpt(text),
                 why="a toy model reads what it can of a prompt, but scores a value only as a whole",
-                fix="use the characters of its tokens: "
-                + excerpt([w.decode("utf-8", "replace") for w in self.words if w], 80),
+                fix=f"its tokens are {excerpt(self.words, 80)}",
             )
         return ids
 
