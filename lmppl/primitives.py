@@ -19,7 +19,7 @@ from typing import Any
 
 from lmppl.context import Context, Message, current
 from lmppl.distributions import as_distribution
-from lmppl.errors import BadArgument, excerpt
+from lmppl.errors import BadArgument, BadProgram, excerpt
 from lmppl.values import freeze
 
 Thunks = Generator[Callable[[], Any], Any, Any]
@@ -164,6 +164,7 @@ def plate(name: str, items: Iterable[Any], fn: Callable[[Any], Any] | None = Non
     ctx = current("plate")
     listed = tuple(items)
     address = ctx.address(name)
+    ctx.indexed.add(address)
     if fn is None:
         return _scoped(ctx, address, listed, ctx.scope)
     return ctx.perform(Message.of("plate", name, address, fn, listed))
@@ -190,6 +191,12 @@ def call(sub: Callable[..., Any], *args: Any, name: str | None = None, **kwargs:
         inner = inner.fn  # type: ignore[attr-defined]  # through handlers
     own: str = getattr(inner, "__name__", type(inner).__name__)
     address = ctx.address(name or own)
+    if (first := f"{ctx.scope}{name or own}") in ctx.indexed:
+        raise BadProgram(
+            f"call {address!r} has the scope of an item of the loop or plate {first!r}",
+            why="sites of both would have the same addresses, and the same random numbers",
+            fix='give the call a name of its own: call(sub, ..., name="other")',
+        )
     return ctx.run(address, _call(ctx, address, sub, args, kwargs))
 
 
@@ -248,6 +255,7 @@ def _loop(
     from lmppl.frames import is_async
 
     base, outer, colour = ctx.mark(), ctx.scope, ctx.is_async
+    ctx.indexed.add(address)
     t, carry = 0, freeze(carry)
     done = ctx.skip("loop", address)
     if done is not None:
