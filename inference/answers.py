@@ -16,7 +16,7 @@ A particle of weight zero is killed at once: it computes nothing more.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 from lmppl.context import Message
@@ -30,7 +30,7 @@ from lmppl.strands import Strand
 from lmppl.text import Text
 from lmppl.trace import Entry
 from lmppl.types import Key
-from lmppl.values import freeze
+from lmppl.values import freeze, memo_key
 from lmppl.weights import NEG_INF, check_log_weight
 
 Stop = Literal["site", "factor", "end"]
@@ -49,8 +49,8 @@ class Answers(ABC):
     sites: set[str]
     restricted: set[str]
     ignore_weights: bool
-    memo: dict[int, Any]
-    memo_waiting: dict[int, list[tuple[Particle, Strand]]]
+    memo: dict[Hashable, Any]
+    memo_waiting: dict[Hashable, list[tuple[Particle, Strand]]]
     draws: Callable[[Particle, Message, Key], Any]
 
     @abstractmethod
@@ -231,7 +231,7 @@ class Answers(ABC):
         return p.dead or not all(b.done for b in s.branches) or not self._join(p, s)
 
     def _cached(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
-        key = m.fingerprint()
+        key = memo_key(m.fn, m.args)
         if key in self.memo:
             self._append(s, m, self.memo[key])
             return False
@@ -269,9 +269,10 @@ class Answers(ABC):
     def _effect_done(self, p: Particle, s: Strand, m: Message, job: Effect, new: list[Job]) -> None:
         value, error = job.outcome
         if m.op == "cached":
-            waiting = self.memo_waiting.pop(m.fingerprint(), [(p, s)])
+            key = memo_key(m.fn, m.args)
+            waiting = self.memo_waiting.pop(key, [(p, s)])
             if error is None:
-                self.memo[m.fingerprint()] = freeze(value)
+                self.memo[key] = freeze(value)
         else:
             self.ledger.effects += 1
             waiting = [(p, s)]

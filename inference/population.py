@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, TypeAlias
 
 from lmppl.context import Message
@@ -85,8 +85,8 @@ class Machine(Answers):
         self.restricted: set[str] = set()
         """Sites whose proposal cannot reach the whole support."""
         self.sites: set[str] = set()
-        self.memo: dict[int, Any] = {}
-        self.memo_waiting: dict[int, list[tuple[Particle, Strand]]] = {}
+        self.memo: dict[Hashable, Any] = {}
+        self.memo_waiting: dict[Hashable, list[tuple[Particle, Strand]]] = {}
         self.began = time.perf_counter()
         self.stop: Stop = "end"
         self.limit: int | None = None

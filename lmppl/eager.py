@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from lmppl.context import Context, Message, check_awaited, local
@@ -16,7 +16,7 @@ from lmppl.random import Chance, GumbelMax, fold
 from lmppl.text import Text
 from lmppl.trace import Entry, Trace
 from lmppl.types import Key
-from lmppl.values import freeze
+from lmppl.values import freeze, memo_key
 from lmppl.weights import check_log_weight
 
 
@@ -41,7 +41,7 @@ class EagerContext(Context):
         self.ledger = Ledger()
         self.head: Entry | None = None
         self.result: Any = None
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[Hashable, Any] = {}
 
     def enter(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run `fn` in this context to its value."""
@@ -98,7 +98,7 @@ class EagerContext(Context):
         elif op == "plate":
             self._plate(message)
         elif op == "cached":
-            key = message.fingerprint()
+            key = memo_key(message.fn, message.args)
             if key not in self.memo:
                 self.memo[key] = freeze(_run(message))
             message.value = self.memo[key]
