@@ -255,7 +255,10 @@ class Posterior:
 
     @property
     def log_evidence_se(self) -> float:
-        """Standard error of log Ẑ: √V of the module's first lines; nan for one particle."""
+        """Standard error of log Ẑ: √V of the module's first lines.
+
+        nan where it cannot be told: for one particle, or a V below 0 (too few ancestors survive).
+        """
         n = len(self)
         if self.exact:
             return 0.0
@@ -268,7 +271,7 @@ class Posterior:
         steps = self.history.resamplings if self.history is not None else 0
         exponent = (steps + 1) * math.log(n / (n - 1))
         v = 1.0 - math.exp(min(exponent, 700.0)) * (1.0 - float(groups @ groups))
-        return math.sqrt(max(v, 0.0))
+        return math.nan if v < -1e-9 else math.sqrt(max(v, 0.0))
 
     def log_evidence_interval(self, z: float = 1.96) -> Interval:
         """log Ẑ ± z standard errors; a cut enumeration's upper end counts all that was cut."""
