@@ -2,8 +2,9 @@
 
 * One share: Wilson's score interval (1927).
 * Two engines on the same n questions: Newcombe's interval for a difference of paired proportions
-  (1998, method 10), which keeps its level at n = 15 and does not collapse when no pair differs, and
-  McNemar's exact test of the pairs that differ.
+  (1998, method 10), which keeps its level at n = 15 and does not collapse when no pair differs, for
+  how large the difference may be; McNemar's exact test of the pairs that differ, for whether there
+  is one.
 """
 
 from __future__ import annotations
@@ -54,18 +55,18 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """The difference in words: only an interval without 0 is a difference."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "no clear difference"
+        """The difference in words, at the 5 % level of the exact test."""
+        if self.p_value >= 0.05:
+            return "no clear difference"
+        return "better" if self.wins > self.losses else "worse"
 
 
 def paired(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> Paired:
     """Compare two engines by which questions each answered right.
 
-    >>> pair = paired([True] * 9 + [False], [True] * 4 + [False] * 6)
+    >>> pair = paired([True] * 9 + [False], [True] * 3 + [False] * 7)
     >>> pair.wins, pair.losses, round(pair.p_value, 4), pair.verdict
-    (5, 0, 0.0625, 'better')
+    (6, 0, 0.0312, 'better')
     """
     if len(first) != len(second):
         raise BadArgument(f"{len(first)} and {len(second)} results do not pair")

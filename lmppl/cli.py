@@ -70,6 +70,9 @@ def report(error: Exception, debug: bool) -> int:
     if isinstance(error, click.Abort):
         _line("interrupted")
         return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return USAGE
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         more = f" (see {context.command_path} --help)" if context is not None else ""

@@ -105,9 +105,8 @@ def _import(path: Path) -> tuple[ModuleType, list[Path]]:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise ProgramError(
-            f"{error.filename}:{error.lineno}:{error.offset}: {error.msg}"
-        ) from error
+        file = path if _same(error.filename, path) else error.filename
+        raise ProgramError(f"{file}:{error.lineno}:{error.offset}: {error.msg}") from error
     except (Exception, SystemExit) as error:
         raise ProgramError(
             f"{path}{_line_in(error, path)}: importing it raised {type(error).__name__}: {error}"
@@ -121,11 +120,15 @@ def _import(path: Path) -> tuple[ModuleType, list[Path]]:
     return module, own
 
 
+def _same(name: str | None, path: Path) -> bool:
+    return name is not None and Path(name).resolve() == path.resolve()
+
+
 def _line_in(error: BaseException, path: Path) -> str:
     """The last line of a file that an error went through."""
     at, line = error.__traceback__, ""
     while at is not None:
-        if Path(at.tb_frame.f_code.co_filename) == path:
+        if _same(at.tb_frame.f_code.co_filename, path):
             line = f":{at.tb_lineno}"
         at = at.tb_next
     return line

@@ -95,7 +95,8 @@ def test_pairs() -> None:
     swapped = paired(second, first)
     assert swapped.low == pytest.approx(-pair.high)
     assert swapped.high == pytest.approx(-pair.low)
-    assert paired(*results(2, 0, 12, 1)).verdict == "worse"
+    assert paired(*results(2, 0, 6, 1)).verdict == "worse"
+    assert paired(*results(2, 5, 0, 1)).verdict == "no clear difference"
     assert paired([], []).verdict == "no clear difference"
     with pytest.raises(BadArgument, match="3 and 2 results do not pair"):
         paired([True] * 3, [True] * 2)
