@@ -17,13 +17,12 @@ from typing import Any
 from lmppl.context import local
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, UnusedCondition
-from lmppl.handlers import as_models
 from lmppl.inference.nested import inherited, run_alone, run_eager, run_nested, run_nested_async
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import Posterior
 from lmppl.inference.scheduler import drive_many
 from lmppl.jobs import Env
-from lmppl.lm.load import load
+from lmppl.lm.load import as_models, load
 from lmppl.program import check_program
 from lmppl.random import Argmax, Chance, GumbelMax, fold
 from lmppl.strands import FrameContext

@@ -5,6 +5,7 @@ an engine of `lmppl.inference` returns the posterior.
 """
 
 from lmppl import handlers
+from lmppl.chat import Chat
 from lmppl.checking import check
 from lmppl.choice import Choice
 from lmppl.distributions import Bernoulli, Categorical, Delta, Mixture, Uniform
@@ -24,7 +25,7 @@ from lmppl.primitives import (
     sample,
 )
 from lmppl.program import program
-from lmppl.strings import LM, Chat, power
+from lmppl.strings import LM, power
 from lmppl.text import Text, prompt
 
 __version__ = "0.1.0"

@@ -20,8 +20,8 @@ from lmppl.distributions import fingerprint_of
 from lmppl.eager import EagerContext
 from lmppl.errors import LmpplError, ReplayDivergence
 from lmppl.frames import Frame, driver, is_async
-from lmppl.handlers import as_models
 from lmppl.jobs import run_lm_jobs
+from lmppl.lm.load import as_models
 from lmppl.program import check_program
 from lmppl.random import GumbelMax, fold
 from lmppl.strands import Launch, Strand

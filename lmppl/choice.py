@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lmppl.chat import Message, as_messages
 from lmppl.distributions import Distribution
 from lmppl.errors import BadArgument, UnsupportedValue, excerpt
 from lmppl.jobs import Draw, Env, Score, Step
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import end_ids
 from lmppl.random import draw, fold, hash_text
-from lmppl.strings import Message, as_messages
+from lmppl.strings import named
 from lmppl.text import Text
 from lmppl.types import Floats, Key
 from lmppl.weights import NEG_INF, log_sum_exp
@@ -70,6 +72,12 @@ class Choice(Distribution):
         self.end = end
         self.stop = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
         self._lm = lm
+
+    def bound(self, models: Mapping[str, LanguageModel]) -> Choice:
+        """With the model that it names."""
+        new = copy.copy(self)
+        new._lm = named(self._lm, models)
+        return new
 
     def _log_probs(self, env: Env, go_on: Any) -> Score:
         lm = env.model(self._lm)

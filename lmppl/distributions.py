@@ -13,6 +13,7 @@ checked. `lmppl.strings` has those of language models; NumPyro distributions are
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 
 from lmppl.errors import BadArgument, NotADistribution, NotFinite, UnsupportedValue, excerpt
 from lmppl.jobs import Draw, Env, Generate, Score, Step
+from lmppl.lm.base import LanguageModel
 from lmppl.random import draw, fold, hash_text
 from lmppl.types import Key
 from lmppl.weights import NEG_INF, log_sum_exp
@@ -51,6 +53,10 @@ class Distribution(ABC):
             f"{self.kind} has no finite support",
             fix="use Categorical, Choice, or LM with a TableLM and max_tokens; or another engine",
         )
+
+    def bound(self, models: Mapping[str, LanguageModel]) -> Distribution:
+        """The same law, with the models it names given (`handlers.using`)."""
+        return self
 
     @property
     @abstractmethod
@@ -247,6 +253,12 @@ class Mixture(Distribution):
 
         step: Step[Draw] = gather([partial(c.score, drawn.value, env) for c in others], done)
         return step
+
+    def bound(self, models: Mapping[str, LanguageModel]) -> Mixture:
+        """With every component bound."""
+        new = copy.copy(self)
+        new.components = tuple(c.bound(models) for c in self.components)
+        return new
 
     def _mix(self, scores: Sequence[float]) -> float:
         return log_sum_exp(

@@ -26,7 +26,8 @@ import numpy as np
 
 from lmppl.eager import EagerContext
 from lmppl.errors import LmpplError, excerpt
-from lmppl.handlers import as_models, condition
+from lmppl.handlers import condition
+from lmppl.lm.load import as_models
 from lmppl.random import Chance
 from lmppl.trace import Trace
 from lmppl.types import Floats, Ints, Keys

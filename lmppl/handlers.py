@@ -12,15 +12,19 @@ value and keep it latent, `trace(seed(program, 0)).get_trace(...)` to look at on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 from lmppl.context import Message, local
 from lmppl.eager import EagerContext
-from lmppl.errors import BadArgument, NoActiveProgram, excerpt
+from lmppl.errors import BadArgument, NoActiveProgram, UnusedCondition, excerpt
 from lmppl.lm.base import LanguageModel
+from lmppl.lm.load import as_models
 from lmppl.program import ProgramFunction, plain_key
 from lmppl.random import fold
+from lmppl.text import Text
 from lmppl.trace import Trace
 
 
@@ -38,11 +42,16 @@ class Handler:
         """See it with its answer."""
 
     def __enter__(self) -> Any:
-        (local.active.handlers if local.active is not None else local.ambient).append(self)
+        stack = local.active.handlers if local.active is not None else local.ambient
+        stack.append(self)
+        self._stacks = [*getattr(self, "_stacks", ()), stack]
         return self
 
     def __exit__(self, *_: object) -> None:
-        (local.active.handlers if local.active is not None else local.ambient).remove(self)
+        # the stack it was entered in, whichever run is active now
+        stack = self._stacks.pop()
+        if self in stack:
+            stack.remove(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the wrapped program under a copy of this handler."""
@@ -55,16 +64,24 @@ class Handler:
 
         if local.active is not None and is_async(self.fn):
             return self._call_async(args, kwargs)
-        with copy.copy(self):
+        with self._fresh():
+            if local.active is None and not isinstance(self.fn, (Handler, ProgramFunction)):
+                return EagerContext(plain_key()).enter(self.fn, args, kwargs)
             return self.fn(*args, **kwargs)
 
     async def _call_async(self, args: Any, kwargs: Any) -> Any:
-        with copy.copy(self):
+        with self._fresh():
             return await self.fn(*args, **kwargs)  # type: ignore[misc]
+
+    def _fresh(self) -> Handler:
+        """A copy for one call: particles run the same handler at the same time."""
+        new = copy.copy(self)
+        new._stacks = []
+        return new
 
 
 class _Data(Handler):
-    """A handler with values by site; a bare name also means its address in any scope."""
+    """A handler with values by address, such as `{"answer": 4, "facts[0]/true": True}`."""
 
     def __init__(
         self, fn: Any = None, data: Mapping[str, Any] | Callable[[Message], Any] | None = None
@@ -85,9 +102,29 @@ class _Data(Handler):
         if not isinstance(self.data, Mapping):
             value = self.data(message)
             return value is not None, value
-        if message.address in self.data:
-            return True, self.data[message.address]
-        return False, None
+        if message.address not in self.data:
+            return False, None
+        if local.active is not None:
+            local.active.met.add(message.address)
+        return True, placed(self.data[message.address], message.address)
+
+    def unmet(self, met: Collection[str]) -> list[str]:
+        """Addresses of its data that no site had."""
+        return [a for a in self.data if a not in met] if isinstance(self.data, Mapping) else []
+
+
+def placed(value: Any, address: str) -> Any:
+    """A given value as the value of a site: a string remembers where it stands."""
+    if not isinstance(value, str):
+        return value
+    return value.at(address) if isinstance(value, Text) else Text(value, address=address)
+
+
+def wrapped(program: Any) -> Iterator[Handler]:
+    """The handlers around a program, outermost first."""
+    while isinstance(program, Handler):
+        yield program
+        program = program.fn
 
 
 class condition(_Data):  # noqa: N801
@@ -132,19 +169,34 @@ class do(_Data):  # noqa: N801
 
 
 class replay(Handler):
-    """Give each sample site the value it has in a trace; sites that are not there are drawn."""
+    """Give each sample site the value it has in a trace; sites that are not there are drawn.
+
+    An effect that the trace records is not run again.
+    """
 
     def __init__(self, fn: Any = None, trace: Mapping[str, Any] | None = None) -> None:
         """Keep the trace."""
         super().__init__(fn)
-        if trace is None:
-            raise BadArgument("replay needs a trace", fix="write replay(program, trace)")
+        if isinstance(fn, Mapping) and trace is None:
+            fn, trace = None, fn
+        if not isinstance(trace, Mapping):
+            raise BadArgument(
+                f"replay needs a trace, got {type(trace).__name__}",
+                value=excerpt(trace),
+                fix="write replay(program, posterior.traces[0]), or a mapping from site to value",
+            )
+        super().__init__(fn)
         self.trace = trace
 
     def process(self, message: Message) -> None:
         """Take the value over."""
-        if message.op == "sample" and not message.done and message.address in self.trace:
-            message.value, message.done, message.proposal = self.trace[message.address], True, None
+        if message.done or message.address not in self.trace:
+            return
+        if message.op == "sample":
+            message.value = placed(self.trace[message.address], message.address)
+            message.done, message.proposal = True, None
+        elif message.op == "effect":
+            message.op, message.value = "deterministic", self.trace[message.address]
 
 
 class block(Handler):
@@ -184,6 +236,8 @@ class mask(Handler):
 
     def __init__(self, fn: Any = None, mask: bool = False) -> None:
         """Keep the switch."""
+        if isinstance(fn, bool):
+            fn, mask = None, fn
         super().__init__(fn)
         self.mask = mask
 
@@ -200,8 +254,11 @@ class scale(Handler):
         """Check the number."""
         if isinstance(fn, (int, float)):
             fn, scale = None, fn
-        if not scale > 0:
-            raise BadArgument(f"scale must be positive, got {scale!r}")
+        if not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
+            raise BadArgument(
+                f"scale must be a positive number, got {scale!r}",
+                fix="write scale(program, 0.5), or mask(program) to count nothing",
+            )
         super().__init__(fn)
         self.scale = scale
 
@@ -221,16 +278,16 @@ class seed(Handler):
     True
     """
 
-    def __init__(self, fn: Any = None, rng_seed: int | None = None) -> None:
+    def __init__(self, fn: Any = None, rng_seed: Any = None) -> None:
         """Check the seed."""
-        if isinstance(fn, int) and rng_seed is None:
+        if isinstance(fn, Integral) and rng_seed is None:
             fn, rng_seed = None, fn
-        if not isinstance(rng_seed, int):
+        if isinstance(rng_seed, bool) or not isinstance(rng_seed, Integral):
             raise BadArgument(
                 f"seed needs an integer, got {rng_seed!r}", fix="write seed(program, 0)"
             )
         super().__init__(fn)
-        self.rng_seed = rng_seed
+        self.rng_seed = int(rng_seed)
 
     def __enter__(self) -> Any:
         if local.active is None:
@@ -243,7 +300,11 @@ class seed(Handler):
 
 
 class using(Handler):
-    """Give plain calls a language model: `with using(lm): program()`."""
+    """Give a program its language model: `using(program, lm)`, or `with using(lm): program()`.
+
+    Inside a program it holds for the sites of its block; the innermost one counts. A site that
+    names its model, `LM(..., lm="judge")`, gets the one of that name.
+    """
 
     def __init__(self, fn: Any = None, lm: Any = None) -> None:
         """Take a model, its name, or a mapping of models."""
@@ -251,33 +312,32 @@ class using(Handler):
             fn, lm = None, fn
         super().__init__(fn)
         self.models = as_models(lm)
-        self._before: dict[str, Any] = {}
+        self._before: list[dict[str, Any]] = []
 
     def __enter__(self) -> Any:
-        self._before = local.models
+        if local.active is not None:
+            return super().__enter__()
+        self._before.append(local.models)
         local.models = {**local.models, **self.models}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        local.models = self._before
+    def __exit__(self, *exc: object) -> None:
+        if self._before:
+            local.models = self._before.pop()
+        else:
+            super().__exit__(*exc)
 
+    def process(self, message: Message) -> None:
+        """Tell the distribution of the site which model it means."""
+        if message.dist is not None:
+            message.dist = message.dist.bound(self.models)
+            if message.proposal is not None:
+                message.proposal = message.proposal.bound(self.models)
 
-def as_models(lm: Any) -> dict[str, LanguageModel]:
-    """A mapping of models by name from a model, a name, a mapping, or None."""
-    from lmppl.lm.load import load
-
-    if lm is None:
-        return {}
-    if not isinstance(lm, Mapping):
-        lm = {"default": lm}
-    models = {name: load(m) if isinstance(m, str) else m for name, m in lm.items()}
-    for model in models.values():
-        if not isinstance(model, LanguageModel):
-            raise BadArgument(
-                f"lm={excerpt(model)} is no language model",
-                fix='write lm="smollm2", lm=load("path"), or lm={"default": ..., "judge": ...}',
-            )
-    return models
+    def _fresh(self) -> Handler:
+        new = super()._fresh()
+        new._before = []  # type: ignore[attr-defined]
+        return new
 
 
 class trace(Handler):
@@ -291,6 +351,13 @@ class trace(Handler):
     1
     """
 
+    def __enter__(self) -> Any:
+        if self.fn is None:
+            raise BadArgument(
+                "trace is no context manager", fix="write trace(program).get_trace(...)"
+            )
+        return super().__enter__()
+
     def get_trace(self, *args: Any, **kwargs: Any) -> Trace:
         """Run the wrapped program with these arguments and return its trace."""
         fn = self.fn
@@ -301,12 +368,7 @@ class trace(Handler):
                 "get_trace runs a program of its own, and there is one running",
                 fix="call the program itself, or infer(...) for nested inference",
             )
-        seeds = []
-        inner: Any = fn
-        while isinstance(inner, Handler):
-            if isinstance(inner, seed):
-                seeds.append(inner)
-            inner = inner.fn
+        seeds = [h for h in wrapped(fn) if isinstance(h, seed)]
         for s in seeds:
             s.__enter__()
         try:
@@ -322,14 +384,11 @@ def log_density(
     program: Callable[..., Any], data: Mapping[str, Any], *args: Any, lm: Any = None, **kwargs: Any
 ) -> float:
     """log γ of a program at given values of all its sample sites."""
-    models = using(lm) if lm is not None else None
-    if models is not None:
-        models.__enter__()
-    try:
+    with using(lm=lm):
         found = trace(substitute(program, data)).get_trace(*args, **kwargs)
-    finally:
-        if models is not None:
-            models.__exit__()
+    known = {e.address for e in found.sites}
+    if unknown := [a for a in data if a not in known]:
+        raise UnusedCondition(unknown, sorted(known))
     free = [e.address for e in found.sites if e.op == "sample" and e.address not in data]
     if free:
         raise BadArgument(

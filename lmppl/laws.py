@@ -16,10 +16,10 @@ from typing import Any
 from lmppl.distributions import Distribution
 from lmppl.enumerator import LawBroken, Measure, enumerate_exact, outcomes
 from lmppl.errors import excerpt
-from lmppl.handlers import as_models
 from lmppl.jobs import Env, run_now
 from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
+from lmppl.lm.load import as_models
 from lmppl.random import Chance, GumbelMax
 from lmppl.strings import LM
 from lmppl.text import Text

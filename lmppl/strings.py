@@ -16,7 +16,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +28,12 @@ from lmppl.lm.base import LanguageModel
 from lmppl.lm.endings import canonical_endings, own_endings
 from lmppl.lm.generate import Limit, StringLaw, StringState, end_ids
 from lmppl.lm.table import token_law
-from lmppl.random import MASK, MUL1, fold, hash_text
+from lmppl.random import MASK, MUL1, hash_text
 from lmppl.string_options import Finisher, StringOptions, Target, string_options
 from lmppl.text import Text
 from lmppl.types import Floats, Ids, Key
 from lmppl.weights import NEG_INF, log_sum_exp
 
-Message: TypeAlias = tuple[str, str] | Mapping[str, str]
-Messages: TypeAlias = str | Sequence[Message]
 MAX_SUPPORT = 1_000_000
 
 
@@ -44,7 +42,7 @@ def _constraint(lm: LanguageModel, regex: str, stop: tuple[str, ...]) -> Constra
     return Constraint(lm, regex, stop)
 
 
-class _String(Distribution):
+class StringDistribution(Distribution):
     """What `LM` and `Chat` share: everything but the context."""
 
     __slots__ = ("_lm", "_options")
@@ -56,7 +54,7 @@ class _String(Distribution):
         """The token ids before the string."""
 
     @abstractmethod
-    def _with(self, options: StringOptions) -> _String:
+    def _with(self, options: StringOptions) -> StringDistribution:
         """The same context under other options."""
 
     @property
@@ -64,7 +62,7 @@ class _String(Distribution):
     def _context_hash(self) -> int:
         """Of what stands before the string."""
 
-    def tempered(self, temperature: float) -> _String:
+    def tempered(self, temperature: float) -> StringDistribution:
         """Another **target**: per token softmax(logits / T), normalised."""
         string_options(None, 1, "prefix", 1.0, 1.0, 0, 0.0, None, "model", True, temperature, 1.0)
         token = self._options.law.token._replace(
@@ -72,7 +70,7 @@ class _String(Distribution):
         )
         return self._with(self._altered(self._options.law._replace(token=token)))
 
-    def proposed(self, **settings: Any) -> _String:
+    def proposed(self, **settings: Any) -> StringDistribution:
         """The same target, drawn with other settings (temperature, top_p, top_k, mixture)."""
         o = self._options
         old = o.law.token
@@ -99,6 +97,15 @@ class _String(Distribution):
         )
         token = checked.law.token._replace(target_temperature=old.target_temperature)
         return self._with(self._altered(o.law._replace(token=token)))
+
+    def bound(self, models: Mapping[str, LanguageModel]) -> StringDistribution:
+        """With the model that it names."""
+        lm = named(self._lm, models)
+        if lm is self._lm:
+            return self
+        new = self._with(self._options)
+        new._lm = lm
+        return new
 
     def _altered(self, law: StringLaw) -> StringOptions:
         o = self._options
@@ -234,7 +241,16 @@ def _end_mass(lm: LanguageModel, s: StringState) -> float:
     return mass
 
 
-class LM(_String):
+def named(
+    lm: LanguageModel | str | None, models: Mapping[str, LanguageModel]
+) -> LanguageModel | str | None:
+    """The model of a name, where it is known; no name means "default"."""
+    return (
+        models.get("default" if lm is None else lm, lm) if not isinstance(lm, LanguageModel) else lm
+    )
+
+
+class LM(StringDistribution):
     r"""The law of a language model over the texts that follow a prompt.
 
     P(text) = Π_t p(token_t | prompt, tokens before t), up to and including the terminator.
@@ -318,92 +334,7 @@ class LM(_String):
         return f"LM({excerpt(str(self.prompt), 40)})"
 
 
-class Chat(_String):
-    """The law of a chat model's answer to messages, in the model's own template.
-
-    Args:
-        messages: (role, content) pairs or mappings with those keys; a plain text is one user
-            turn. Contents are tokenised as text: no control token comes out of them.
-
-    The other arguments are those of `LM`. Some templates insert a default system message when
-    the first message is none; `docs/backends.md` says which.
-    """
-
-    kind = "Chat"
-    __slots__ = ("messages",)
-
-    def __init__(
-        self,
-        messages: Messages,
-        *,
-        stop: str | Sequence[str] | None = None,
-        max_tokens: int = 64,
-        limit: Limit = "prefix",
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        mixture: float = 0.0,
-        regex: str | None = None,
-        target: Target = "model",
-        end: bool = True,
-        lm: LanguageModel | str | None = None,
-    ) -> None:
-        """Check the arguments."""
-        self.messages = as_messages(messages)
-        self._lm = lm
-        self._options = string_options(
-            stop if stop is None or isinstance(stop, str) else tuple(stop),
-            max_tokens, limit, temperature, top_p, top_k, mixture, regex, target, end, 1.0, 1.0,
-        )  # fmt: skip
-
-    def context(self, lm: LanguageModel) -> Ids:
-        """The template's ids."""
-        return lm.encode_chat(self.messages)
-
-    def _with(self, options: StringOptions) -> Chat:
-        new = Chat(self.messages, lm=self._lm)
-        new._options = options
-        return new
-
-    def _longest(self) -> tuple[str | None, str]:
-        n = max(range(len(self.messages)), key=lambda i: len(self.messages[i][1]))
-        role, content = self.messages[n]
-        return f"message {n} ({role}, {len(content):,} characters)", content
-
-    @property
-    def _context_hash(self) -> int:
-        return fold(len(self.messages), *(part for m in self.messages for part in m))
-
-    def __repr__(self) -> str:
-        return f"Chat({excerpt(self.messages, 60)})"
-
-
-def as_messages(messages: Messages) -> tuple[tuple[str, str], ...]:
-    """Check (role, content) messages."""
-    if isinstance(messages, str):
-        return (("user", messages),)
-    out = []
-    for m in messages:
-        pair: tuple[Any, ...] = ()
-        if isinstance(m, Mapping):
-            pair = (m.get("role"), m.get("content"))
-        elif isinstance(m, Sequence) and not isinstance(m, str):
-            pair = tuple(m)
-        if len(pair) != 2 or not all(isinstance(p, str) for p in pair):
-            raise BadArgument(
-                "a chat message is a role and a content, both text",
-                value=excerpt(m),
-                fix='write ("user", "...") or {"role": "user", "content": "..."}',
-            )
-        out.append((str(pair[0]), str(pair[1])))
-    if not out:
-        raise BadArgument(
-            "a chat needs at least one message", fix='write Chat([("user", "...")]) or Chat("...")'
-        )
-    return tuple(out)
-
-
-def power(dist: _String, beta: float) -> _String:
+def power(dist: StringDistribution, beta: float) -> StringDistribution:
     """A target ∝ p(text)^β over whole strings; drawn from p, weight (β - 1) log p.
 
     Unlike `tempered` it is not normalised per token: the evidence contains Σ p^β.
@@ -412,7 +343,7 @@ def power(dist: _String, beta: float) -> _String:
         raise BadArgument(
             f"power must be a finite number, got {beta!r}", fix="write power(dist, 2.0)"
         )
-    if not isinstance(dist, _String):
+    if not isinstance(dist, StringDistribution):
         raise BadArgument(
             f"power is for LM and Chat, got {type(dist).__name__}",
             value=excerpt(dist),

@@ -7,10 +7,12 @@ load("table:file.json")          a tiny exact model, for tests and teaching
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmppl.errors import ModelNotFound
+from lmppl.errors import BadArgument, ModelNotFound, excerpt
 from lmppl.lm import hub, smollm2
 from lmppl.lm.base import LanguageModel
 
@@ -79,6 +81,38 @@ def load(name: str, *, progress: hub.Progress | None = None, **options: Any) -> 
             )
         local = fetched
     return TorchLM.load(local, name=name, source="hub", **options)
+
+
+_SHARED: dict[str, LanguageModel] = {}
+_LOCK = threading.Lock()
+
+
+def shared(name: str) -> LanguageModel:
+    """The model of this name, loaded once in this process: how programs and engines name one."""
+    key = name
+    if name.startswith(TABLE) and (file := Path(name.removeprefix(TABLE))).is_file():
+        key = f"{name}:{file.stat().st_mtime_ns}"  # a table is edited and read again
+    with _LOCK:
+        found = _SHARED.get(key)
+        if found is None:
+            found = _SHARED[key] = load(name)
+        return found
+
+
+def as_models(lm: Any) -> dict[str, LanguageModel]:
+    """A mapping of models by name from a model, a name, a mapping, or None."""
+    if lm is None:
+        return {}
+    if not isinstance(lm, Mapping):
+        lm = {"default": lm}
+    models = {name: shared(m) if isinstance(m, str) else m for name, m in lm.items()}
+    for name, model in models.items():
+        if not isinstance(name, str) or not isinstance(model, LanguageModel):
+            raise BadArgument(
+                f"lm={excerpt(model)} is no language model",
+                fix='write lm="smollm2", lm=load("path"), or lm={"default": ..., "judge": ...}',
+            )
+    return models
 
 
 def _is_repo(name: str) -> bool:
