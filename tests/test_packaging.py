@@ -51,6 +51,12 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert {folder for folder in folders if f"{folder}/__init__.py" not in all_files()} == set()
 
 
+def test_the_package_knows_its_version() -> None:
+    import lmppl
+
+    assert lmppl.__version__ == PROJECT["project"]["version"]
+
+
 def test_the_two_links_are_relative_links() -> None:
     for name in ("inference", "graphs"):
         assert os.readlink(ROOT / "lmppl" / name) == f"../{name}"
