@@ -251,7 +251,9 @@ class Mixture(Distribution):
             logp = self._mix(scores)
             return Draw(drawn.value, logp, logp - (drawn.logp - drawn.logq), drawn.restricted)
 
-        step: Step[Draw] = gather([partial(c.score, drawn.value, env) for c in others], done)
+        step: Step[Draw] = gather(
+            [partial(_score_or_zero, c, drawn.value, env) for c in others], done
+        )
         return step
 
     def bound(self, models: Mapping[str, LanguageModel]) -> Mixture:
@@ -268,7 +270,7 @@ class Mixture(Distribution):
     def score(self, value: Any, env: Env) -> Step[float]:
         """Score under every component."""
         step: Step[float] = gather(
-            [partial(c.score, value, env) for c in self.components], self._mix
+            [partial(_score_or_zero, c, value, env) for c in self.components], self._mix
         )
         return step
 
@@ -293,6 +295,14 @@ class Mixture(Distribution):
         return fold(
             hash_text(self.kind), self.picker.fingerprint, *(c.fingerprint for c in self.components)
         )
+
+
+def _score_or_zero(component: Distribution, value: Any, env: Env) -> Step[float]:
+    """A component's score; a value it cannot have counts nothing, since another one may."""
+    try:
+        return component.score(value, env)
+    except UnsupportedValue:
+        return NEG_INF
 
 
 def after(step: Any, go_on: Callable[[Any], Any]) -> Any:
