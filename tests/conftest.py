@@ -60,6 +60,39 @@ def load_file(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], ModuleType]:
     return load
 
 
+def helper(name: str) -> ModuleType:
+    """A module of `tests/`, loaded once; test files get it as a fixture."""
+    own = f"lmppl_tests_{name}"
+    if own not in sys.modules:
+        spec = importlib.util.spec_from_file_location(own, ROOT / "tests" / f"{name}.py")
+        if spec is None or spec.loader is None:
+            raise ImportError(f"tests/{name}.py")
+        sys.modules[own] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[own]
+
+
+@pytest.fixture(scope="session")
+def programs() -> ModuleType:
+    """`tests/programs.py`: small programs, each with its measure worked out by hand."""
+    return helper("programs")
+
+
+@pytest.fixture(scope="session")
+def async_programs() -> ModuleType:
+    """The same programs as `async def`."""
+    found: ModuleType = helper("asyncify").asyncify(
+        ROOT / "tests" / "programs.py", "async_programs"
+    )
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument `case` runs on every program of `tests/programs.py`."""
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", helper("programs").CASES, ids=repr)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Iterator[Any]:
     """The embedded language model, loaded once; for tests marked `model`.
