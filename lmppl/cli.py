@@ -272,9 +272,9 @@ def models(as_json: bool) -> int:
 @debug_option
 def demo(out: str, seconds: float, seed: int, model: str, as_json: bool) -> int:  # fmt: skip
     """Three programs, three engines, one small language model, 45 questions: what comes out."""
-    from lmppl import demo as job
+    from lmppl.demo import demo as show_all
 
-    return job.demo(out, seconds=seconds, seed=seed, model=model, as_json=as_json)
+    return show_all(out, seconds=seconds, seed=seed, model=model, as_json=as_json)
 
 
 def main() -> None:
