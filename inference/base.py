@@ -9,20 +9,22 @@ says in words and formula which law it samples. To add one, write `run`; see
 from __future__ import annotations
 
 import asyncio
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from numbers import Integral
+from typing import Any, ClassVar
 
 from lmppl.context import local
 from lmppl.eager import EagerContext
-from lmppl.errors import BadArgument, UnusedCondition
+from lmppl.errors import BadArgument, excerpt
+from lmppl.inference.checks import check_call, check_capabilities, check_conditions
 from lmppl.inference.nested import inherited, run_alone, run_eager, run_nested, run_nested_async
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import Posterior
 from lmppl.inference.scheduler import drive_many
 from lmppl.jobs import Env
-from lmppl.lm.load import as_models, load
+from lmppl.lm.base import LanguageModel
+from lmppl.lm.load import as_models, shared
 from lmppl.program import check_program
 from lmppl.random import Argmax, Chance, GumbelMax, fold
 from lmppl.strands import FrameContext
@@ -32,6 +34,9 @@ MOST_PARTICLES = 1_000_000
 
 class Engine(ABC):
     """An inference algorithm."""
+
+    needs: ClassVar[tuple[str, ...]] = ("logprobs",)
+    """Capabilities that it asks of every language model, before any token is drawn."""
 
     @abstractmethod
     def run(self, machine: Machine) -> Jobs:
@@ -152,7 +157,17 @@ async def ainfer(program: Callable[..., Any], *args: Any, **options: Any) -> Pos
         return await run_nested_async(outer, run)
     if isinstance(outer, EagerContext):
         return infer(program, *args, **options)
-    return await asyncio.to_thread(functools.partial(infer, program, *args, **options))
+    models, ambient = local.models, list(local.ambient)
+
+    def alone() -> Posterior:
+        before = local.models, local.ambient
+        local.models, local.ambient = models, ambient
+        try:
+            return infer(program, *args, **options)
+        finally:
+            local.models, local.ambient = before
+
+    return await asyncio.to_thread(alone)
 
 
 def infer_many(
@@ -298,17 +313,33 @@ def _prepare(
     engine = engine if engine is not None else default_engine()
     if not isinstance(engine, Engine):
         raise BadArgument(f"engine={engine!r} is no engine", fix="write engine=SMC(particles=16)")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise BadArgument(f"seed must be an integer, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise BadArgument(f"seed must be an integer, got {seed!r}", fix="write seed=0")
+    for name, given in (("observations", observations), ("params", params)):
+        if not (given is None or isinstance(given, Mapping)):
+            raise BadArgument(
+                f"{name} must be a mapping from site to value, got {type(given).__name__}",
+                value=excerpt(given),
+                fix=f'write {name}={{"site": value}}',
+            )
+    check_call(program, args, kwargs)
     if on_dead not in ("raise", "return"):
         raise BadArgument(f'on_dead must be "raise" or "return", got {on_dead!r}')
     ambient, outer_chance, root = inherited(local.active)
     models = {**ambient, **as_models(lm)}
-    key = fold(0, "seed", seed)
+    for model in models.values():
+        check_capabilities(type(engine).__name__, engine.needs, model)
+
+    def resolve(name: str) -> LanguageModel:
+        found = shared(name)
+        check_capabilities(type(engine).__name__, engine.needs, found)
+        return found
+
+    key = fold(0, "seed", int(seed))
     if root:
         key = fold(key, root)
     answers = engine.chance(chance or outer_chance or GumbelMax())
-    env = Env(models, answers, load)
+    env = Env(models, answers, resolve)
     machine = Machine(
         program,
         args,
@@ -321,6 +352,8 @@ def _prepare(
         conditions=dict(observations or {}),
         params=dict(params or {}),
     )
+    if local.active is None:
+        machine.launch.handlers = tuple(local.ambient)
     machine.launch.models = models
     machine.launch.chance = None if isinstance(answers, Argmax) else answers
     return _checked(engine, machine, on_dead), answers
@@ -329,9 +362,9 @@ def _prepare(
 def _checked(engine: Engine, machine: Machine, on_dead: str) -> Jobs:
     """The engine's run, with its errors and its end checked."""
     posterior: Posterior = yield from engine.run(machine)
-    unused = sorted(set(machine.conditions) - machine.used)
-    if unused:
-        raise UnusedCondition(unused, sorted(machine.sites))
-    if posterior.dead and on_dead == "raise":
-        raise machine.all_dead(len(posterior))
+    if posterior.dead:  # first: who died early has not met the later sites
+        if on_dead == "raise":
+            raise machine.all_dead(len(posterior))
+        return posterior
+    check_conditions(machine)
     return posterior

@@ -24,6 +24,7 @@ class Forward(Engine):
     their masks and not re-weighted. Reference: Wang et al., Self-consistency (2023).
     """
 
+    needs = ()
     particles: int = 16
 
     def __post_init__(self) -> None:
@@ -49,6 +50,8 @@ class Forward(Engine):
 @dataclass(frozen=True)
 class Greedy(Engine):
     """Greedy decoding: one run that takes the most probable token and option everywhere."""
+
+    needs = ()
 
     def chance(self, chance: Chance) -> Chance:
         """None at all."""

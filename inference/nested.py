@@ -14,6 +14,7 @@ from typing import Any
 
 from lmppl.context import Awaited, Context, Message, local
 from lmppl.eager import EagerContext
+from lmppl.handlers import using
 from lmppl.inference.population import Jobs
 from lmppl.inference.posterior import Posterior
 from lmppl.inference.scheduler import drive
@@ -26,11 +27,14 @@ def inherited(outer: Context | None) -> tuple[dict[str, Any], Chance | None, Key
     """Models, chance and root key of an inner run; of a run that is not nested, none of them."""
     if isinstance(outer, FrameContext):
         launch = outer.strand.launch
-        models, chance, root = launch.models, launch.chance, outer.strand.key
+        models, chance, root = dict(launch.models), launch.chance, outer.strand.key
     elif isinstance(outer, EagerContext):
         models, chance, root = dict(outer.env.models), outer.env.chance, outer.key
     else:
         return dict(local.models), None, 0
+    for handler in outer.handlers:
+        if isinstance(handler, using):
+            models.update(handler.models)
     # two inner runs of one scope must not share their draws
     place = outer.counts.get(f"{outer.scope}infer", 0)
     return models, chance, fold(root, "infer", outer.scope, place)

@@ -12,7 +12,7 @@ from lmppl.chat import Message, as_messages
 from lmppl.distributions import Distribution
 from lmppl.errors import BadArgument, UnsupportedValue, excerpt
 from lmppl.jobs import Draw, Env, Score, Step
-from lmppl.lm.base import LanguageModel
+from lmppl.lm.base import LanguageModel, require
 from lmppl.lm.generate import end_ids
 from lmppl.random import draw, fold, hash_text
 from lmppl.strings import named
@@ -81,6 +81,7 @@ class Choice(Distribution):
 
     def _log_probs(self, env: Env, go_on: Any) -> Score:
         lm = env.model(self._lm)
+        require(lm, "scores_text", "Choice", "use a model that reports log-probabilities")
         context = (
             lm.context(self.prompt)
             if self.prompt is not None

@@ -219,11 +219,22 @@ class UnusedCondition(LmpplError):
         """Suggest the nearest site."""
         import difflib
 
-        near = [m for n in names for m in difflib.get_close_matches(n, known, 1)]
+        near = [m for n in names for m in difflib.get_close_matches(str(n), known, 1)]
         hint = (
             f"did you mean {near[0]!r}?" if near else f"the sites are: {', '.join(known) or 'none'}"
         )
-        super().__init__(f"no site is called {', '.join(map(repr, names))}", fix=hint)
+        if taken := [n for n in names if n in known]:
+            super().__init__(
+                f"site {taken[0]!r} cannot be conditioned on: it has a value already",
+                why="it is an observation, or another handler fixes it",
+                fix="leave one of the two out",
+            )
+            return
+        super().__init__(
+            f"no sample site is called {', '.join(map(repr, names))}",
+            why="a condition that meets no site changes nothing",
+            fix=hint,
+        )
 
 
 class SiteError(LmpplError):
@@ -285,9 +296,15 @@ class CapabilityError(LmpplError):
     """A backend that cannot give what is asked."""
 
     @classmethod
-    def between(cls, asker: str, model: str, *, needs: str, has: str, fix: str) -> CapabilityError:
-        """What an engine or a distribution needs, against what the model has."""
-        return cls(f"{asker} needs {needs}, and {model!r} has {has}", fix=fix)
+    def between(
+        cls, asker: str, model: str, *, needs: str, has: object, fix: str
+    ) -> CapabilityError:
+        """What an engine or a distribution needs, against what the model declares."""
+        return cls(
+            f"{asker} needs {needs} of {model!r}, which declares {has!r}",
+            why="checked before any token is drawn",
+            fix=fix,
+        )
 
 
 class TokenizerMismatch(LmpplError):

@@ -101,6 +101,7 @@ class Launch:
         "fn",
         "handlers",
         "kwargs",
+        "met",
         "models",
         "scope",
         "strict",
@@ -127,13 +128,15 @@ class Launch:
         self.models: dict[str, Any] = {}
         """What nested inference inherits: the language models by name, and the chance."""
         self.chance: Any = None
+        self.met: set[str] = set()
+        """Sites that a handler's data has named, in any particle."""
 
     def branch(
         self, fn: Callable[..., Any], item: Any, handlers: tuple[Any, ...], scope: str
     ) -> Launch:
         """How to start one branch of a plate."""
         new = Launch(fn, (item,), {}, self.driver, handlers, scope, self.strict)
-        new.models, new.chance = self.models, self.chance
+        new.models, new.chance, new.met = self.models, self.chance, self.met
         return new
 
 
@@ -145,6 +148,7 @@ class FrameContext(Context):
         launch = strand.launch
         super().__init__(list(launch.handlers), launch.scope)
         self.strict = launch.strict
+        self.met = launch.met
         self.frame = frame
         self.strand = strand
         self.replay = replay

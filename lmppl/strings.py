@@ -24,7 +24,7 @@ from lmppl.constraints import Constraint
 from lmppl.distributions import Distribution
 from lmppl.errors import BadArgument, ContextOverflow, NotFinite, UnsupportedValue, excerpt
 from lmppl.jobs import Draw, Env, Generate, Score, Step
-from lmppl.lm.base import LanguageModel
+from lmppl.lm.base import LanguageModel, require
 from lmppl.lm.endings import canonical_endings, own_endings
 from lmppl.lm.generate import Limit, StringLaw, StringState, end_ids
 from lmppl.lm.table import token_law
@@ -116,6 +116,12 @@ class StringDistribution(Distribution):
         o = self._options
         if o.regex is None:
             return o.law
+        require(
+            lm,
+            "masks",
+            f"{self.kind}(regex=...)",
+            "use another model, or check the text in a factor",
+        )
         return o.law._replace(constraint=_constraint(lm, o.regex, o.law.stop))
 
     def draw(self, key: Key, env: Env) -> Step[Draw]:
@@ -146,6 +152,8 @@ class StringDistribution(Distribution):
                 value=excerpt(value),
                 fix="observe a str",
             )
+        if not lm.capabilities.scores_text:
+            require(lm, "scores_text", "a given text", "use a model that reports log-probabilities")
         law = self.law(lm)
         token = law.token
         temperature = token.target_temperature
@@ -201,6 +209,7 @@ class StringDistribution(Distribution):
                 f"power of {self._options.law.max_tokens})",
                 fix="use Choice, another engine, or a TableLM",
             )
+        require(lm, "full_rows", "enumeration", "use Choice, or another engine")
         law = self.law(lm)
         live = [StringState(law, self.context(lm), 0)]
         done: list[StringState] = []

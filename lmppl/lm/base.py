@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lmppl.errors import BadArgument
+from lmppl.errors import BadArgument, CapabilityError
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
 
@@ -80,6 +80,19 @@ class Capabilities:
     """Same tokens for every batch size (float32 on CPU), not merely up to near-ties."""
     empty_context: bool = False
     """Whether a text may start from no token at all."""
+
+
+def require(lm: LanguageModel, capability: str, asker: str, fix: str) -> None:
+    """Refuse what a model does not declare.
+
+    Raises:
+        CapabilityError: with what is needed and what there is.
+    """
+    has = getattr(lm.capabilities, capability)
+    if not has or has == "none":
+        raise CapabilityError.between(
+            asker, lm.name, needs=capability, has=f"{capability}={has!r}", fix=fix
+        )
 
 
 @dataclass
