@@ -93,7 +93,7 @@ class Answers(ABC):
         if op == "factor":
             return self._factor(p, s, m)
         if op == "effect":
-            job = Effect(m.fn, m.args, m.kwargs or {}, m.options[1])
+            job = Effect(m.fn, m.args, m.kwargs or {}, m.options[1], m.address)
             s.job = job
             new.append(self._submit(job, p, s))
             return True
@@ -237,7 +237,7 @@ class Answers(ABC):
             return False
         waiting = self.memo_waiting.setdefault(key, [])
         waiting.append((p, s))
-        job = Effect(m.fn, m.args, m.kwargs or {}, None)
+        job = Effect(m.fn, m.args, m.kwargs or {}, None, m.address)
         s.job = job
         if len(waiting) == 1:
             new.append(self._submit(job, p, s))
@@ -284,11 +284,15 @@ class Answers(ABC):
                 self._append(t, t.pending, freeze(value))
                 self._move(q, t, new)
                 continue
+            if isinstance(error, MemoryError) or not isinstance(error, Exception):
+                raise error  # an interrupt or an exit is nobody's to handle
             policy = m.options[0] or self.on_error
-            if policy == "retry" and q.retries < m.options[2]:
-                q.retries += 1
-                again = Effect(m.fn, m.args, m.kwargs or {}, m.options[1])
+            if policy == "retry" and job.tries < m.options[2]:
+                again = Effect(m.fn, m.args, m.kwargs or {}, m.options[1], m.address)
+                again.tries = job.tries + 1
                 t.job = again
                 new.append(self._submit(again, q, t))
                 continue
-            self._fail(q, t, error, "raise" if policy == "retry" else policy)
+            if policy == "retry":
+                policy = "raise" if self.on_error == "retry" else self.on_error
+            self._fail(q, t, error, policy)

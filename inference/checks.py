@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmppl.errors import BadArgument, UnusedCondition
-from lmppl.handlers import condition, do, wrapped
 from lmppl.lm.base import LanguageModel, require
+from lmppl.messengers import wrapped
 
 if TYPE_CHECKING:
     from lmppl.inference.population import Machine
@@ -45,7 +45,6 @@ def check_conditions(machine: Machine) -> None:
     """
     unused = sorted(set(machine.conditions) - machine.used)
     for handler in (*machine.launch.handlers, *wrapped(machine.program)):
-        if isinstance(handler, (condition, do)):
-            unused += handler.unmet(machine.launch.met)
+        unused += handler.unmet(machine.launch.met)
     if unused:
         raise UnusedCondition(unused, sorted(machine.sites))

@@ -8,102 +8,19 @@ for them, their particles join the next one.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import gc
-import inspect
-import queue
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lmppl import context
 from lmppl.errors import Deadlock
 from lmppl.inference.population import Jobs
 from lmppl.jobs import Effect, Generate, Job, Score, run_lm_jobs
+from lmppl.outside import EffectRunner
 from lmppl.random import Chance
 
-WORKERS = 32
 SWEEP = 200_000
 """Objects made since the last sweep after which there is another."""
-
-
-class EffectRunner:
-    """Runs effects beside the scheduler; finished ones arrive in `done`."""
-
-    def __init__(self) -> None:
-        """Start nothing before the first effect."""
-        self.done: queue.SimpleQueue[Effect] = queue.SimpleQueue()
-        self._pool: ThreadPoolExecutor | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def submit(self, job: Effect) -> None:
-        """Start an effect."""
-        began = time.perf_counter()
-
-        def finish(value: Any, error: BaseException | None) -> None:
-            job.outcome = (value, error)
-            if job.ledger is not None:
-                job.ledger.effect_seconds += time.perf_counter() - began
-            self.done.put(job)
-
-        if inspect.iscoroutinefunction(job.fn):
-            future = asyncio.run_coroutine_threadsafe(
-                self._wait(job.fn(*job.args, **job.kwargs), job), self._side_loop()
-            )
-            future.add_done_callback(
-                lambda f: finish(None, f.exception()) if f.exception() else finish(f.result(), None)
-            )
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="lmppl-effect")
-        variables = contextvars.copy_context()
-        settled = threading.Event()
-
-        def run() -> None:
-            try:
-                value = variables.run(job.fn, *job.args, **job.kwargs)
-                if inspect.isawaitable(value):
-                    value = asyncio.run_coroutine_threadsafe(
-                        self._wait(value, job), self._side_loop()
-                    ).result()
-            except Exception as error:
-                outcome: tuple[Any, BaseException | None] = (None, error)
-            else:
-                outcome = (value, None)
-            if not settled.is_set():
-                settled.set()
-                finish(*outcome)
-
-        self._pool.submit(run)
-        if job.timeout is not None:
-
-            def give_up() -> None:
-                if not settled.is_set():
-                    settled.set()
-                    finish(None, TimeoutError(f"no answer after {job.timeout} s"))
-
-            timer = threading.Timer(job.timeout, give_up)
-            timer.daemon = True
-            timer.start()
-
-    async def _wait(self, value: Any, job: Effect) -> Any:
-        return await asyncio.wait_for(value, job.timeout)
-
-    def _side_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="lmppl-loop", daemon=True).start()
-        return self._loop
-
-    def close(self) -> None:
-        """Let running effects end by themselves; start no more."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 class _Client:
@@ -149,7 +66,12 @@ def drive_many(
                 except StopIteration:
                     exhausted = True
                     break
-                clients[index] = _Client(index, make())
+                try:
+                    clients[index] = _Client(index, make())
+                except Exception as error:  # this question's arguments, not the others'
+                    collector.resume()
+                    yield index, error
+                    collector.pause()
             if not clients:
                 return
             for client in list(clients.values()):
@@ -168,6 +90,8 @@ def drive_many(
                     yield client.index, stop.value
                     collector.pause()
                     continue
+                except MemoryError:
+                    raise
                 except Exception as error:
                     del clients[client.index]
                     collector.resume()
@@ -190,8 +114,19 @@ def drive_many(
             if batch:
                 if observer is not None:
                     observer(len(clients))
-                run_lm_jobs(batch, chance)
-                _complete(batch, of_job)
+                try:
+                    run_lm_jobs(batch, chance)
+                except MemoryError:
+                    raise
+                except Exception as error:  # all that shared the batch, and no other question
+                    for client in {id(c): c for c in (of_job[id(j)] for j in batch)}.values():
+                        del clients[client.index]
+                        client.run.close()
+                        collector.resume()
+                        yield client.index, error
+                        collector.pause()
+                else:
+                    _complete(batch, of_job)
             elif clients and not any(c.completed or not c.started for c in clients.values()):
                 _complete([effects.done.get()], of_job)
             while not effects.done.empty():

@@ -31,7 +31,7 @@ from lmppl.random import fold, hash_text
 from lmppl.trace import Entry
 
 if TYPE_CHECKING:
-    from lmppl.handlers import Handler
+    from lmppl.messengers import Handler
 
 _NAME = re.compile(r"[^/\[\]\r\n\x00]{1,200}\Z")
 _GOOD: set[str] = set()
@@ -131,7 +131,7 @@ class _Local(threading.local):
         self.models: dict[str, Any] = {}
         self.seeds: list[int] = []
         self.effect: str | None = None
-        """The effect whose function runs in this thread."""
+        """The effect whose function runs in this thread, in words."""
 
 
 local = _Local()
@@ -150,7 +150,7 @@ def current(primitive: str = "sample") -> Context:
 def _outside(primitive: str) -> NoActiveProgram:
     if local.effect is not None:
         return WrongContext(
-            f"{primitive}() was called inside the function of effect {local.effect!r}",
+            f"{primitive}() was called inside the function of {local.effect}",
             why="that function runs beside the program, on a thread of its own, and is not replayed",
             fix="return a value from the function, and call sample, observe or factor on it in the program",
         )

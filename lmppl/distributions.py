@@ -344,12 +344,3 @@ def as_distribution(value: Any, site: str) -> Distribution:
 
         return NumPyro(value)
     raise NotADistribution(site, value)
-
-
-def check_support(logp: float, value: Any, site: str) -> float:
-    """Refuse nan; `-inf` passes."""
-    if math.isnan(logp):
-        raise UnsupportedValue(
-            f"site {site!r}: the value has log-probability nan", value=excerpt(value)
-        )
-    return logp

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from lmppl import context
 from lmppl.context import Context, Message, check_awaited, local
-from lmppl.distributions import check_support
-from lmppl.frames import is_async
+from lmppl.errors import LmpplWarning
+from lmppl.frames import is_async, run_coroutine
 from lmppl.jobs import Env, run_now
 from lmppl.ledger import Ledger
+from lmppl.outside import run_here
 from lmppl.random import Chance, GumbelMax, fold
 from lmppl.text import Text
 from lmppl.trace import Entry, Trace
@@ -47,26 +50,48 @@ class EagerContext(Context):
         """Run `fn` in this context to its value."""
         before = local.active
         local.active = self
+        context.engines_running += 1
         try:
             self.result = self._call(fn, args, kwargs)
         finally:
+            context.engines_running -= 1
             local.active = before
         check_awaited(self)
+        self._warn_unmet(fn)
         return self.result
+
+    def _warn_unmet(self, fn: Any) -> None:
+        """A condition that met no site of this one run may be a misspelt one."""
+        handlers = list(self.handlers)
+        while hasattr(fn, "process"):
+            handlers.append(fn)
+            fn = fn.fn
+        for handler in handlers:
+            for address in handler.unmet(self.met):
+                near = difflib.get_close_matches(address, [e.address for e in self.trace.sites], 1)
+                warnings.warn(
+                    f"{type(handler).__name__} on {address!r} met no site in this run"
+                    + (f"; did you mean {near[0]!r}?" if near else ""),
+                    LmpplWarning,
+                    stacklevel=4,
+                )
 
     def _call(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         outer, self.is_async = self.is_async, is_async(fn)
         try:
-            value = fn(*args, **kwargs)
-            if inspect.iscoroutine(value):
-                try:
-                    value.send(None)
-                except StopIteration as stop:
-                    return stop.value
-                raise RuntimeError("an eager coroutine suspended")
-            return value
+            return self.drive(fn(*args, **kwargs))
         finally:
             self.is_async = outer
+
+    def drive(self, value: Any) -> Any:
+        """Run a coroutine, whose awaits are answered at once."""
+        if not inspect.iscoroutine(value):
+            return value
+        colour, self.is_async = self.is_async, True
+        try:
+            return run_coroutine(value)
+        finally:
+            self.is_async = colour
 
     @property
     def trace(self) -> Trace:
@@ -100,11 +125,11 @@ class EagerContext(Context):
         elif op == "cached":
             key = memo_key(message.fn, message.args)
             if key not in self.memo:
-                self.memo[key] = freeze(_run(message))
+                self.memo[key] = freeze(message.fn(*message.args))
             message.value = self.memo[key]
             self._record(message, 0.0)
         elif op == "effect":
-            message.value = freeze(_run(message))
+            message.value = freeze(_effect(message))
             self.ledger.effects += 1
             self._record(message, 0.0)
         else:
@@ -118,7 +143,7 @@ class EagerContext(Context):
 
     def _score(self, message: Message) -> float:
         logp = run_now(message.dist.score(message.value, self.env), self.env, self.ledger)
-        return check_support(float(logp), message.value, message.address)
+        return check_log_weight(logp, site=message.address, term="log-probability")
 
     def _sample(self, message: Message) -> None:
         if message.done:
@@ -130,7 +155,10 @@ class EagerContext(Context):
             source.draw(fold(self.key, message.address), self.env), self.env, self.ledger
         )
         value = drawn.value
-        message.value = value.at(message.address) if isinstance(value, Text) else value
+        if isinstance(value, str):
+            text = value if isinstance(value, Text) else Text(value)
+            value = text.at(message.address)
+        message.value = value
         message.logq = drawn.logq
         message.logp = drawn.logp if message.proposal is None else self._score(message)
         if not message.masked:
@@ -152,12 +180,16 @@ class EagerContext(Context):
         self.head = Entry(base, "plate", message.address, message.value, inside=tuple(branches))
 
 
-def _run(message: Message) -> Any:
-    value = message.fn(*message.args, **(message.kwargs or {}))
-    if inspect.isawaitable(value):
-
-        async def wait() -> Any:
-            return await value
-
-        return asyncio.run(wait())
-    return value
+def _effect(message: Message) -> Any:
+    """Run an effect; nothing can be killed in a plain call, so "kill" raises too."""
+    on_error, timeout, retries = message.options
+    left = retries if on_error == "retry" else 0
+    while True:
+        try:
+            return run_here(
+                message.fn, message.args, message.kwargs or {}, timeout, message.address
+            )
+        except Exception:
+            if left == 0:
+                raise
+            left -= 1

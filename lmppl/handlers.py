@@ -11,9 +11,8 @@ value and keep it latent, `trace(seed(program, 0)).get_trace(...)` to look at on
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -22,112 +21,28 @@ from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, NoActiveProgram, UnusedCondition, excerpt
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.load import as_models
+from lmppl.messengers import DataHandler, Handler, placed, wrapped
 from lmppl.program import ProgramFunction, plain_key
 from lmppl.random import fold
-from lmppl.text import Text
 from lmppl.trace import Trace
 
-
-class Handler:
-    """The base: passes everything on."""
-
-    def __init__(self, fn: Callable[..., Any] | None = None) -> None:
-        """Wrap `fn`, or wrap what is run inside a `with` block."""
-        self.fn = fn
-
-    def process(self, message: Message) -> None:
-        """See a message before it is answered."""
-
-    def postprocess(self, message: Message) -> None:
-        """See it with its answer."""
-
-    def __enter__(self) -> Any:
-        stack = local.active.handlers if local.active is not None else local.ambient
-        stack.append(self)
-        self._stacks = [*getattr(self, "_stacks", ()), stack]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # the stack it was entered in, whichever run is active now
-        stack = self._stacks.pop()
-        if self in stack:
-            stack.remove(self)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the wrapped program under a copy of this handler."""
-        if self.fn is None:
-            raise BadArgument(
-                f"{type(self).__name__} wraps no program",
-                fix=f"write {type(self).__name__}(program, ...) or use it in a with block",
-            )
-        from lmppl.frames import is_async
-
-        if local.active is not None and is_async(self.fn):
-            return self._call_async(args, kwargs)
-        with self._fresh():
-            if local.active is None and not isinstance(self.fn, (Handler, ProgramFunction)):
-                return EagerContext(plain_key()).enter(self.fn, args, kwargs)
-            return self.fn(*args, **kwargs)
-
-    async def _call_async(self, args: Any, kwargs: Any) -> Any:
-        with self._fresh():
-            return await self.fn(*args, **kwargs)  # type: ignore[misc]
-
-    def _fresh(self) -> Handler:
-        """A copy for one call: particles run the same handler at the same time."""
-        new = copy.copy(self)
-        new._stacks = []
-        return new
+__all__ = [
+    "Handler",
+    "block",
+    "condition",
+    "do",
+    "log_density",
+    "mask",
+    "replay",
+    "scale",
+    "seed",
+    "substitute",
+    "trace",
+    "using",
+]
 
 
-class _Data(Handler):
-    """A handler with values by address, such as `{"answer": 4, "facts[0]/true": True}`."""
-
-    def __init__(
-        self, fn: Any = None, data: Mapping[str, Any] | Callable[[Message], Any] | None = None
-    ) -> None:
-        """Take `handler(program, data)`, `handler(program, data=...)` and `handler(data=...)`."""
-        if isinstance(fn, Mapping) and data is None:
-            fn, data = None, fn
-        if not isinstance(data, Mapping) and not callable(data):
-            raise BadArgument(
-                f"{type(self).__name__} needs a mapping from site to value",
-                value=excerpt(data),
-                fix=f'write {type(self).__name__}(program, data={{"site": value}})',
-            )
-        super().__init__(fn)
-        self.data = data
-
-    def _lookup(self, message: Message) -> tuple[bool, Any]:
-        if not isinstance(self.data, Mapping):
-            value = self.data(message)
-            return value is not None, value
-        if message.address not in self.data:
-            return False, None
-        if local.active is not None:
-            local.active.met.add(message.address)
-        return True, placed(self.data[message.address], message.address)
-
-    def unmet(self, met: Collection[str]) -> list[str]:
-        """Addresses of its data that no site had."""
-        return [a for a in self.data if a not in met] if isinstance(self.data, Mapping) else []
-
-
-def placed(value: Any, address: str) -> Any:
-    """A given value as the value of a site: a string remembers where it stands."""
-    if not isinstance(value, str):
-        return value
-    return value.at(address) if isinstance(value, Text) else Text(value, address=address)
-
-
-def wrapped(program: Any) -> Iterator[Handler]:
-    """The handlers around a program, outermost first."""
-    while isinstance(program, Handler):
-        yield program
-        program = program.fn
-
-
-class condition(_Data):  # noqa: N801
+class condition(DataHandler):  # noqa: N801
     """Observe sample sites at given values: the weight is multiplied by p(value).
 
     >>> from lmppl import Bernoulli, program, sample
@@ -138,32 +53,36 @@ class condition(_Data):  # noqa: N801
     'observe'
     """
 
+    unmet = DataHandler.left
+
     def process(self, message: Message) -> None:
         """Turn the site into an observation."""
         if message.op == "sample" and not message.done:
-            found, value = self._lookup(message)
+            found, value = self.lookup(message)
             if found:
                 message.op, message.value, message.proposal = "observe", value, None
 
 
-class substitute(_Data):  # noqa: N801
+class substitute(DataHandler):  # noqa: N801
     """Fix the values of sample sites and keep them latent: their weight is log p(value)."""
 
     def process(self, message: Message) -> None:
         """Give the site its value."""
         if message.op in ("sample", "param") and not message.done:
-            found, value = self._lookup(message)
+            found, value = self.lookup(message)
             if found:
                 message.value, message.done, message.proposal = value, message.op == "sample", None
 
 
-class do(_Data):  # noqa: N801
+class do(DataHandler):  # noqa: N801
     """Intervene: fix sample sites at weight 0, whatever they depended on (Pearl, 2009)."""
+
+    unmet = DataHandler.left
 
     def process(self, message: Message) -> None:
         """Cut the site off from its law."""
         if message.op == "sample" and not message.done:
-            found, value = self._lookup(message)
+            found, value = self.lookup(message)
             if found:
                 message.op, message.value = "deterministic", value
 
@@ -334,8 +253,9 @@ class using(Handler):
             if message.proposal is not None:
                 message.proposal = message.proposal.bound(self.models)
 
-    def _fresh(self) -> Handler:
-        new = super()._fresh()
+    def fresh(self) -> Handler:
+        """A copy that restores nothing of the original's."""
+        new = super().fresh()
         new._before = []  # type: ignore[attr-defined]
         return new
 

@@ -123,7 +123,7 @@ class Effect:
     Its outcome is `(value, None)` or `(None, error)`.
     """
 
-    __slots__ = ("args", "fn", "kwargs", "ledger", "outcome", "owner", "timeout")
+    __slots__ = ("args", "fn", "kwargs", "ledger", "outcome", "owner", "site", "timeout", "tries")
 
     def __init__(
         self,
@@ -131,8 +131,11 @@ class Effect:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         timeout: float | None,
+        site: str = "",
     ) -> None:
         """Keep the parts."""
+        self.site = site
+        self.tries = 0
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
