@@ -23,9 +23,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lmppl.errors import BadArgument, NotADistribution, NotFinite, UnsupportedValue, excerpt
-from lmppl.jobs import Draw, Env, Generate, Score, Step
+from lmppl.jobs import Draw, Env, Generate, Score, Step, run_now
+from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
-from lmppl.random import draw, fold, hash_text
+from lmppl.random import GumbelMax, draw, fold, hash_text
 from lmppl.types import Key
 from lmppl.weights import NEG_INF, log_sum_exp
 
@@ -62,6 +63,29 @@ class Distribution(ABC):
     @abstractmethod
     def fingerprint(self) -> int:
         """A 64-bit number, equal for equal distributions in every process."""
+
+    def sample(self, key: Key = 0, *, lm: Any = None) -> Any:
+        """Draw one value, outside of any program: a function of `key` alone."""
+        env = _plain_env(lm)
+        return run_now(self.draw(key, env), env, Ledger()).value
+
+    def log_prob(self, value: Any, *, lm: Any = None) -> float:
+        """log p(value), outside of any program.
+
+        >>> from lmppl import Bernoulli
+        >>> round(Bernoulli(0.25).log_prob(True), 4)
+        -1.3863
+        """
+        env = _plain_env(lm)
+        return float(run_now(self.score(value, env), env, Ledger()))
+
+
+def _plain_env(lm: Any) -> Env:
+    from lmppl.context import local
+    from lmppl.handlers import as_models
+    from lmppl.lm.load import load
+
+    return Env({**local.models, **as_models(lm)}, GumbelMax(), load)
 
 
 def fingerprint_of(value: Any) -> int:
@@ -252,7 +276,7 @@ class Mixture(Distribution):
             return Draw(drawn.value, logp, logp - (drawn.logp - drawn.logq), drawn.restricted)
 
         step: Step[Draw] = gather(
-            [partial(_score_or_zero, c, drawn.value, env) for c in others], done
+            [partial(score_or_zero, c, drawn.value, env) for c in others], done
         )
         return step
 
@@ -270,7 +294,7 @@ class Mixture(Distribution):
     def score(self, value: Any, env: Env) -> Step[float]:
         """Score under every component."""
         step: Step[float] = gather(
-            [partial(_score_or_zero, c, value, env) for c in self.components], self._mix
+            [partial(score_or_zero, c, value, env) for c in self.components], self._mix
         )
         return step
 
@@ -297,7 +321,7 @@ class Mixture(Distribution):
         )
 
 
-def _score_or_zero(component: Distribution, value: Any, env: Env) -> Step[float]:
+def score_or_zero(component: Distribution, value: Any, env: Env) -> Step[float]:
     """A component's score; a value it cannot have counts nothing, since another one may."""
     try:
         return component.score(value, env)
