@@ -82,8 +82,7 @@ class Distribution(ABC):
 
 def _plain_env(lm: Any) -> Env:
     from lmppl.context import local
-    from lmppl.handlers import as_models
-    from lmppl.lm.load import load
+    from lmppl.lm.load import as_models, load
 
     return Env({**local.models, **as_models(lm)}, GumbelMax(), load)
 
