@@ -7,8 +7,9 @@ Three rules, each broken by some other tool (spec/correctness.md, 5.1):
 * **Bytes, not strings.** `token_bytes` inverts the byte alphabet of byte-level BPE and the `▁` and
   `<0x0A>` of SentencePiece, so half a character is a value like any other.
 * **Nothing is added.** No BOS, no space in front: `token_bytes` of `encode(text)`, joined, is the
-  text (where the tokenizer itself does not normalise it). So a SentencePiece model sees a text
-  without the usual dummy space; write the space yourself where the model should see one.
+  text, except for what the model's own tokenizer changes: some normalise Unicode, some drop
+  characters that their vocabulary cannot spell (SmolLM2: rare control characters). So a
+  SentencePiece model sees a text without the usual dummy space; write it where it should be.
 
 The chat template is rendered with a placeholder for each content; the scaffolding around the
 placeholders may contain control tokens, the contents are encoded as text. What is put in front of
@@ -71,6 +72,9 @@ class HFTokenizer:
         named = {int(i) for i in fast.all_special_ids if i is not None}
         self.eos_ids = frozenset({*map(int, eos), *_maybe(fast.eos_token_id)} & set(range(width)))
         self.special_ids = frozenset(marked | named | self.eos_ids)
+        # Only a vocabulary without bytes needs its unknown token, for characters it lacks.
+        unknown = set() if _byte_level(spec) else set(_maybe(fast.unk_token_id)) - self.eos_ids
+        self._never = self.special_ids - unknown
         self.bos_id = _leading_bos(fast)
         self._bytes = _all_bytes(self._text, spec, added, self.special_ids, width)
         self.missing_ids = [i for i in range(width) if self._text.id_to_token(i) is None]
@@ -89,7 +93,7 @@ class HFTokenizer:
         """Canonical ids of a text; never a special one."""
         raw = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
         ids = tuple(self._text.encode(raw, add_special_tokens=False).ids)
-        if self.special_ids.isdisjoint(ids):
+        if self._never.isdisjoint(ids):
             return ids
         return self._split_encode(raw)
 
@@ -99,7 +103,7 @@ class HFTokenizer:
         Some vocabularies hold a control token as an ordinary piece too; the text is then cut
         inside it, after its first character.
         """
-        for token in self.special_ids:
+        for token in sorted(self._never):
             surface = self._special_text[token]
             at = text.find(surface) if len(surface) > 1 else -1
             if at >= 0:
@@ -237,6 +241,10 @@ def _kinds(node: Any) -> set[str]:
     return {str(node.get("type"))} | set().union(*map(_kinds, node.values()))
 
 
+def _byte_level(spec: Mapping[str, Any]) -> bool:
+    return "ByteLevel" in _kinds(spec.get("decoder")) | _kinds(spec.get("pre_tokenizer"))
+
+
 def _all_bytes(
     backend: Any,
     spec: dict[str, Any],
@@ -244,7 +252,7 @@ def _all_bytes(
     special: frozenset[int],
     width: int,
 ) -> tuple[bytes, ...]:
-    byte_level = "ByteLevel" in _kinds(spec.get("decoder")) | _kinds(spec.get("pre_tokenizer"))
+    byte_level = _byte_level(spec)
     alphabet = byte_alphabet()
     out: list[bytes] = []
     for i in range(width):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmppl.errors import BadArgument, ContextOverflow, LmpplError
+from lmppl.errors import BadArgument, ContextOverflow, LmpplError, UnsupportedValue, excerpt
 from lmppl.lm import torch_files
 from lmppl.lm.base import Capabilities, LanguageModel
 from lmppl.lm.prefix import as_key_matrix, key_of
@@ -130,6 +130,18 @@ class TorchLM(LanguageModel):
     def encode(self, text: str) -> Ids:
         """Canonical ids; control tokens typed by a user stay text."""
         return self.tokenizer.encode(text)
+
+    def spell(self, text: str) -> Ids:
+        """As `encode`, but the tokens must say exactly this text."""
+        ids = self.encode(text)
+        if b"".join(map(self.tokenizer.token_bytes, ids)) != text.encode("utf-8", "surrogatepass"):
+            raise UnsupportedValue(
+                f"no tokens of {self.name!r} spell this text",
+                value=excerpt(text),
+                why="the tokenizer drops or rewrites characters, so another text would be scored",
+                fix=f"score what its tokens say: {excerpt(self.decode(ids))}",
+            )
+        return ids
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token."""
