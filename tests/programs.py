@@ -533,10 +533,9 @@ def handled() -> Any:
         x = call(drawn_alone)
         observe("y", LM(x, max_tokens=1), "a")
     with handlers.mask(mask=False):
-        observe("z", LM(x, max_tokens=1), "a")
         factor("never", False)
-        masked = sample("masked", Bernoulli(0.5))
-    return x if masked else x
+        sample("masked", Bernoulli(0.5))
+    return x
 
 
 @program
