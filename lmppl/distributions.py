@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
 from lmppl.random import GumbelMax, draw, fold, hash_text
 from lmppl.types import Key
+from lmppl.values import freeze
 from lmppl.weights import NEG_INF, log_sum_exp
 
 
@@ -54,6 +55,10 @@ class Distribution(ABC):
             f"{self.kind} has no finite support",
             fix="use Categorical, Choice, or LM with a TableLM and max_tokens; or another engine",
         )
+
+    def parts(self) -> Iterator[Distribution]:
+        """The distributions it is made of: itself, or the components of a mixture."""
+        yield self
 
     def bound(self, models: Mapping[str, LanguageModel]) -> Distribution:
         """The same law, with the models it names given (`handlers.using`)."""
@@ -135,16 +140,16 @@ class Categorical(Distribution):
             self.values = tuple(probabilities)
             weights = list(probabilities.values())
         else:
-            self.values = tuple(probabilities)
+            self.values = tuple([_frozen(v) for v in probabilities])
             weights = [1.0] * len(self.values) if weights is None else list(weights)
         total = 0.0
         fine = len(weights) == len(self.values) > 0
         for w in weights:
-            if not 0.0 <= w < math.inf:
+            if isinstance(w, str) or not 0.0 <= w < math.inf:
                 fine = False
                 break
             total += w
-        if not fine or total == 0.0:
+        if not (fine and 0.0 < total < math.inf):
             raise BadArgument(
                 f"{self.kind} needs one finite non-negative weight per value, not all zero",
                 value=excerpt(dict(zip(self.values, weights, strict=False))),
@@ -161,6 +166,7 @@ class Categorical(Distribution):
 
     def score(self, value: Any, env: Env) -> float:
         """Σ over the entries equal to the value."""
+        value = _frozen(value)
         hits = [w for v, w in zip(self.values, self.log_weights, strict=True) if _same(v, value)]
         return hits[0] if len(hits) == 1 else log_sum_exp(hits)
 
@@ -183,12 +189,16 @@ class Categorical(Distribution):
         return self._fingerprint
 
 
+def _frozen(value: Any) -> Any:
+    """Particles share the values of a distribution: a list among them becomes a tuple."""
+    return freeze(value) if type(value) in (list, dict, set) else value
+
+
 def _same(a: Any, b: Any) -> bool:
-    return (
-        type(a) is type(b) and bool(a == b)
-        if isinstance(a, bool) or isinstance(b, bool)
-        else bool(a == b)
-    )
+    if isinstance(a, bool) or isinstance(b, bool):
+        return type(a) is type(b) and bool(a == b)
+    same = a == b
+    return same if isinstance(same, bool) else bool(np.array_equal(a, b))
 
 
 class Bernoulli(Categorical):
@@ -278,6 +288,11 @@ class Mixture(Distribution):
             [partial(score_or_zero, c, drawn.value, env) for c in others], done
         )
         return step
+
+    def parts(self) -> Iterator[Distribution]:
+        """Those of its components."""
+        for component in self.components:
+            yield from component.parts()
 
     def bound(self, models: Mapping[str, LanguageModel]) -> Mixture:
         """With every component bound."""

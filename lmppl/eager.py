@@ -10,12 +10,14 @@ from typing import Any
 
 from lmppl import context
 from lmppl.context import Context, Message, check_awaited, local
+from lmppl.distributions import score_or_zero
 from lmppl.errors import LmpplWarning
 from lmppl.frames import is_async, run_coroutine
 from lmppl.jobs import Env, run_now
 from lmppl.ledger import Ledger
 from lmppl.outside import run_here
 from lmppl.random import Chance, GumbelMax, fold
+from lmppl.strings import check_proposal
 from lmppl.text import Text
 from lmppl.trace import Entry, Trace
 from lmppl.types import Key
@@ -151,6 +153,8 @@ class EagerContext(Context):
             self._record(message, message.logp)
             return
         source = message.proposal or message.dist
+        if message.proposal is not None:
+            check_proposal(message.dist, message.proposal, self.env, message.address)
         drawn = run_now(
             source.draw(fold(self.key, message.address), self.env), self.env, self.ledger
         )
@@ -160,7 +164,11 @@ class EagerContext(Context):
             value = text.at(message.address)
         message.value = value
         message.logq = drawn.logq
-        message.logp = drawn.logp if message.proposal is None else self._score(message)
+        message.logp = drawn.logp
+        if message.proposal is not None:
+            step = score_or_zero(message.dist, drawn.value, self.env)
+            logp = run_now(step, self.env, self.ledger)
+            message.logp = check_log_weight(logp, site=message.address, term="log-probability")
         if not message.masked:
             message.logp *= message.scale
         self._record(message, message.logp - message.logq)

@@ -56,7 +56,7 @@ class LmpplError(Exception):
         old = self.fields.get("where")
         if old is not None and more in old:
             return
-        self.fields["where"] = more if old is None else f"{old}, {more}"
+        self.fields["where"] = more if old is None or old in more else f"{old}, {more}"
         self.fields = {
             k: self.fields[k] for k in ("what", "where", "value", "why", "fix") if k in self.fields
         }
@@ -309,6 +309,24 @@ class CapabilityError(LmpplError):
 
 class TokenizerMismatch(LmpplError):
     """A tokenizer and a model, or two models, that do not fit together."""
+
+    @classmethod
+    def between(cls, one: Any, other: Any, where: str) -> TokenizerMismatch:
+        """Two language models: their sizes, and the first id that means different bytes."""
+        n = min(one.vocab_size, other.vocab_size)
+        first = next((i for i in range(n) if one.token_bytes(i) != other.token_bytes(i)), n)
+        shown = [
+            f"{m.name!r}: {m.token_bytes(first)!r}" if first < m.vocab_size else f"{m.name!r}: none"
+            for m in (one, other)
+        ]
+        return cls(
+            f"the vocabularies of {one.name!r} ({one.vocab_size:,} ids) and {other.name!r} "
+            f"({other.vocab_size:,} ids) differ",
+            where=where,
+            value=f"first at id {first}: {', '.join(shown)}",
+            why="the tokens of one mean other bytes to the other",
+            fix="propose with a model of the same tokenizer",
+        )
 
 
 class CorruptModel(LmpplError):
