@@ -20,13 +20,15 @@ from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 from lmppl.context import Message
-from lmppl.distributions import after
+from lmppl.distributions import after, score_or_zero
 from lmppl.errors import LmpplError, excerpt
 from lmppl.inference.particles import Particle
 from lmppl.jobs import Draw, Effect, Env, Generate, Job, Score
 from lmppl.ledger import Ledger
+from lmppl.messengers import placed
 from lmppl.random import fold
 from lmppl.strands import Strand
+from lmppl.strings import check_proposal
 from lmppl.text import Text
 from lmppl.trace import Entry
 from lmppl.types import Key
@@ -50,6 +52,7 @@ class Answers(ABC):
     restricted: set[str]
     ignore_weights: bool
     memo: dict[Hashable, Any]
+    factors: dict[str, list[int]]
     memo_waiting: dict[Hashable, list[tuple[Particle, Strand]]]
     draws: Callable[[Particle, Message, Key], Any]
 
@@ -82,7 +85,8 @@ class Answers(ABC):
         op = m.op
         if op == "sample":
             if m.address in self.conditions and not m.done:
-                m.op, m.value, m.proposal = "observe", self.conditions[m.address], None
+                m.op, m.proposal = "observe", None
+                m.value = placed(self.conditions[m.address], m.address)
                 self.used.add(m.address)
                 return self._step(p, s, m, self._score(m), new)
             if m.done:  # a handler has given the value
@@ -125,10 +129,12 @@ class Answers(ABC):
         if m.proposal is None:
             return m.dist.draw(key, self.env)
         env, dist = self.env, m.dist
+        check_proposal(dist, m.proposal, env, m.address)
 
         def weigh(d: Draw) -> Any:
             return after(
-                dist.score(d.value, env), lambda logp: Draw(d.value, logp, d.logq, d.restricted)
+                score_or_zero(dist, d.value, env),
+                lambda logp: Draw(d.value, logp, d.logq, d.restricted),
             )
 
         return after(m.proposal.draw(key, env), weigh)
@@ -195,11 +201,15 @@ class Answers(ABC):
             p.logw += weight
 
     def _factor(self, p: Particle, s: Strand, m: Message) -> bool:
-        try:
-            weight = check_log_weight(m.value, site=m.address) * m.scale
-        except LmpplError as error:
-            error.add_where(self._where(p, s))
-            raise
+        weight = check_log_weight(m.value, site=m.address)
+        if weight >= 0.0 and m.value is not True:
+            seen = self.factors.setdefault(m.name, [0, 0, 0])
+            seen[0] += weight <= 1.0
+            seen[1] += 0.0 < weight <= 1.0
+            seen[2] += weight > 1.0
+        elif m.value is not False and m.value is not True:
+            self.factors.setdefault(m.name, [0, 0, 0])[2] += 1
+        weight *= m.scale
         if m.masked or self.ignore_weights:
             weight = 0.0
         s.head = Entry(s.head, "factor", m.address, m.value, 0.0, 0.0, weight, m.fingerprint())

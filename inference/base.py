@@ -275,7 +275,7 @@ def default_engine() -> Engine:
 
 
 def _prepare_options(
-    program: Any, args: tuple[Any, ...], options: dict[str, Any], question: Any = 0
+    program: Any, args: tuple[Any, ...], options: dict[str, Any], question: Any = None
 ) -> tuple[Jobs, Chance]:
     known = {
         "engine": None, "lm": None, "seed": 0, "observations": None, "params": None, "kwargs": None,
@@ -307,7 +307,7 @@ def _prepare(
     on_dead: str,
     strict: bool,
     chance: Chance | None,
-    question: Any = 0,
+    question: Any = None,
 ) -> tuple[Jobs, Chance]:
     check_program(program)
     engine = engine if engine is not None else default_engine()
@@ -336,6 +336,8 @@ def _prepare(
         return found
 
     key = fold(0, "seed", int(seed))
+    asked = 0 if question is None else question
+    identity = asked if isinstance(asked, (int, str)) else str(asked)
     if root:
         key = fold(key, root)
     answers = engine.chance(chance or outer_chance or GumbelMax())
@@ -345,13 +347,14 @@ def _prepare(
         args,
         kwargs,
         env,
-        fold(key, "question", question if isinstance(question, (int, str)) else str(question)),
+        fold(key, "question", identity),
         driver_name=driver,
         on_error=on_error,
         strict=strict,
         conditions=dict(observations or {}),
         params=dict(params or {}),
     )
+    machine.label = None if question is None else f"question {question!r}"
     if local.active is None:
         machine.launch.handlers = tuple(local.ambient)
     machine.launch.models = models

@@ -19,12 +19,13 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, TypeAlias
 
 from lmppl.context import Message
-from lmppl.errors import AllParticlesDead, BadArgument, LmpplError, SiteError
+from lmppl.errors import AllParticlesDead, BadArgument, LmpplError, ReplayDivergence, SiteError
 from lmppl.frames import driver
 from lmppl.inference.answers import Answers, Stop
 from lmppl.inference.particles import Particle, fork_particle
 from lmppl.jobs import Effect, Env, Generate, Job
 from lmppl.ledger import Ledger
+from lmppl.lines import line_of
 from lmppl.random import fold
 from lmppl.strands import Launch, Strand
 from lmppl.trace import Entry
@@ -34,6 +35,8 @@ from lmppl.weights import NEG_INF
 
 Jobs: TypeAlias = Generator[Sequence[Job], Sequence[Job], Any]
 RETRIES = 2
+MANY = 100
+"""Values of a factor after which they are a pattern."""
 
 
 class Machine(Answers):
@@ -86,6 +89,10 @@ class Machine(Answers):
         """Sites whose proposal cannot reach the whole support."""
         self.sites: set[str] = set()
         self.memo: dict[Hashable, Any] = {}
+        self.factors: dict[str, list[int]] = {}
+        """By name of a factor: values in [0, 1], those above 0 among them, all others."""
+        self.label: str | None = None
+        """The question that this run answers, for errors."""
         self.memo_waiting: dict[Hashable, list[tuple[Particle, Strand]]] = {}
         self.began = time.perf_counter()
         self.stop: Stop = "end"
@@ -111,8 +118,18 @@ class Machine(Answers):
         """Move every unfinished particle to its next barrier.
 
         With `limit`, a string that is being drawn advances by that many tokens, and that is a
-        barrier too.
+        barrier too. When it does not come to its end, all frames are unwound.
         """
+        try:
+            yield from self._advance(particles, stop, limit)
+        except BaseException as error:
+            if isinstance(error, SiteError) and not error.traces:
+                error.traces = [p.trace for p in particles if p.strand.done and not p.dead]
+            for p in particles:
+                p.strand.kill()
+            raise
+
+    def _advance(self, particles: Sequence[Particle], stop: Stop, limit: int | None) -> Jobs:
         self.stop, self.limit = stop, limit
         new: list[Job] = []
         for p in particles:
@@ -133,7 +150,10 @@ class Machine(Answers):
             for job in done:
                 p, s = job.owner
                 if not p.dead or type(job) is Effect:  # others may wait for a cached value
-                    self._completed(p, s, job, new)
+                    try:
+                        self._completed(p, s, job, new)
+                    except Exception as error:
+                        self._failed_site(p, s, error)
             outstanding += len(new)
 
     def _submit(self, job: Job, p: Particle, s: Strand) -> Job:
@@ -151,8 +171,22 @@ class Machine(Answers):
                 if not p.dead:
                     self._ended(p, s, new)
                 return
-            if self._begin(p, s, message, new):
+            try:
+                waits = self._begin(p, s, message, new)
+            except Exception as error:
+                self._failed_site(p, s, error)
                 return
+            if waits:
+                return
+
+    def _failed_site(self, p: Particle, s: Strand, error: Exception) -> None:
+        """A distribution, or the answer of a site, raised an exception."""
+        if isinstance(error, (MemoryError, SiteError)):
+            raise error
+        if isinstance(error, LmpplError) and (error.fatal or self.on_error != "kill"):
+            self._locate(error, p, s, None)
+            raise error
+        self._fail(p, s, error, "kill" if self.on_error == "kill" else "raise")
 
     def _resume(self, p: Particle, s: Strand) -> Message | None:
         """The next message of the user's code; None at its end or when it killed the particle."""
@@ -162,6 +196,8 @@ class Machine(Answers):
             try:
                 frame = s.frame
                 if frame is None:
+                    if s.parent is not None and s.parent.frame is None:
+                        self._revive(s.parent)
                     frame = s.frame = s.launch.driver(s)
                     message = frame.resume(None)
                     if s.replayed:
@@ -179,8 +215,8 @@ class Machine(Answers):
                 raise
             except Exception as error:
                 s.frame = None
-                if isinstance(error, LmpplError) and error.fatal:
-                    error.add_where(self._where(p, s))
+                if isinstance(error, LmpplError) and (error.fatal or self.on_error == "raise"):
+                    self._locate(error, p, s, line_of(error))
                     raise
                 if self.on_error == "retry" and p.retries < RETRIES:
                     p.retries += 1
@@ -188,29 +224,71 @@ class Machine(Answers):
                 self._fail(p, s, error, self.on_error)
                 return None
 
-    def _where(self, p: Particle, s: Strand) -> str:
-        last = s.head.address if s.head is not None else "the start"
-        return f"particle {p.index}, after {last!r}"
+    def _revive(self, s: Strand) -> None:
+        """Make the frame of a strand again that waits at a plate, and its branches start from it.
+
+        A fork shares the message of its plate with the live frame, whose variables go on changing;
+        the function of its branches must see its own.
+        """
+        if s.parent is not None and s.parent.frame is None:
+            self._revive(s.parent)
+        frame = s.frame = s.launch.driver(s)
+        message, waiting = frame.resume(None), s.pending
+        self.ledger.replayed += s.replayed
+        s.replayed = 0
+        if message is None or waiting is None or message.address != waiting.address:
+            raise ReplayDivergence(
+                f"plate {waiting.address if waiting else '?'!r}",
+                "the end of the program"
+                if message is None
+                else f"{message.op} {message.address!r}",
+                address=waiting.address if waiting else "?",
+            )
+        s.pending = message
+        for branch, item in zip(s.branches or (), message.args, strict=True):
+            old = branch.launch
+            branch.launch = s.launch.branch(
+                message.fn, item, tuple(frame.context.handlers), old.scope
+            )
+
+    def _where(self, p: Particle, s: Strand, line: str | None = None) -> str:
+        """File and line, site, particle and question."""
+        if line is None and s.frame is not None:
+            line = s.frame.line()
+        if s.pending is not None:
+            site = f"site {s.pending.address!r}"
+        else:
+            site = f"after site {s.head.address!r}" if s.head is not None else "before any site"
+        return ", ".join(w for w in (line, site, f"particle {p.index}", self.label) if w)
+
+    def _locate(self, error: LmpplError, p: Particle, s: Strand, line: str | None) -> None:
+        """Say where, unless the branch or the nested run that it came from has."""
+        if not error.located:
+            error.located = True
+            error.add_where(self._where(p, s, line))
 
     def _fail(self, p: Particle, s: Strand, error: BaseException, policy: str) -> None:
-        site = (
-            s.pending.address
-            if s.pending is not None
-            else f"after {s.head.address}"
-            if s.head
-            else "start"
-        )
-        shown = f"{type(error).__name__}: {error}"
         if policy == "kill":
-            self.kill(p, site, shown)
+            last = s.pending if s.pending is not None else s.head
+            site = last.address if last is not None else "the start"
+            self.kill(p, site, f"{type(error).__name__}: {error}".splitlines()[0])
             return
-        found = SiteError(
-            f"the program raised {type(error).__name__}: {error}",
-            where=f"{self._where(p, s)}, site {site!r}",
-            fix='handle it in the program, or pass on_error="kill" to count such particles as impossible',
-        )
+        found = self._site_error(error, self._where(p, s, line_of(error)))
         found.trace = p.trace
         raise found from error
+
+    def _site_error(self, error: BaseException, where: str) -> SiteError:
+        name = type(error).__name__
+        if isinstance(error, LmpplError):
+            parts = {k: error.fields.get(k) for k in ("value", "why", "fix")}
+            return SiteError(
+                f"the program raised {name}: {error.fields['what']}", where=where, **parts
+            )
+        return SiteError(
+            f"the program raised {name}: {error}",
+            where=where,
+            fix='handle it in the program, or pass on_error="kill" to count such particles as impossible',
+        )
 
     def kill(self, p: Particle, site: str, value: str) -> None:
         """Weight zero, for ever."""
@@ -248,6 +326,15 @@ class Machine(Answers):
             parent.stepped = True
             return False
         return True
+
+    def suspicions(self) -> list[str]:
+        """What the program's own numbers make doubtful."""
+        return [
+            f"factor {name!r}: all of its {inside} values are in [0, 1], as probabilities are; a factor takes "
+            "their logarithm: write factor(name, math.log(p)), or a bool for a hard constraint"
+            for name, (inside, positive, outside) in self.factors.items()
+            if inside >= MANY and positive and not outside
+        ]
 
     def all_dead(self, particles: int) -> AllParticlesDead:
         """The error of a population without weight."""

@@ -374,7 +374,7 @@ def population_posterior(
         death_examples=[f"{s}: {v}" for s, v in list(machine.killed_values.items())[:3]],
         **more,
     )
-    posterior.warnings += diagnose(posterior, machine.restricted)
+    posterior.warnings += diagnose(posterior, machine.restricted) + machine.suspicions()
     return posterior
 
 

@@ -29,6 +29,8 @@ class LmpplError(Exception):
 
     fatal: ClassVar[bool] = True
     """Whether it stops the run whatever the run's policy for errors inside a particle."""
+    located = False
+    """Whether an engine has said where it happened."""
 
     def __init__(
         self,
