@@ -10,7 +10,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from lmppl.context import local
 from lmppl.eager import EagerContext
-from lmppl.errors import BadProgram
+from lmppl.errors import BadProgram, excerpt
+from lmppl.frames import is_async
 from lmppl.types import Key
 
 P = ParamSpec("P")
@@ -24,12 +25,22 @@ class ProgramFunction(Generic[P, R]):
         """Refuse what cannot be suspended and replayed."""
         check_program(fn)
         self.fn = fn
+        self._is_async = is_async(fn)
         functools.update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Inside a run: the function itself, its sites in the same scope. Outside: sample eagerly."""
-        if local.active is not None:
-            return self.fn(*args, **kwargs)
+        active = local.active
+        if active is not None:
+            if self._is_async == active.is_async:
+                return self.fn(*args, **kwargs)
+            if self._is_async:  # a plain program cannot await it
+                return active.drive(self.fn(*args, **kwargs))  # type: ignore[no-any-return]
+            active.is_async = False
+            try:
+                return self.fn(*args, **kwargs)
+            finally:
+                active.is_async = True
         context = EagerContext(plain_key())
         return context.enter(self.fn, args, kwargs)  # type: ignore[no-any-return]
 
@@ -59,18 +70,18 @@ def program(fn: Callable[P, R]) -> ProgramFunction[P, R]:
 def check_program(fn: Any) -> None:
     """Say what can be a program."""
     what = None
+    fix = "write a def or async def function that calls sample(...) and returns a value"
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         what = "a generator function"
     elif inspect.isclass(fn):
         what = "a class"
     elif not callable(fn):
-        what = f"{type(fn).__name__}"
+        what = f"a value of type {type(fn).__name__}"
+        fix = "pass the function itself, not its result: infer(program, argument, ...)"
+        if inspect.iscoroutine(fn):
+            fn.close()
     if what is not None:
-        raise BadProgram(
-            f"{what} cannot be a program",
-            value=repr(fn)[:120],
-            fix="write a def or async def function that calls sample(...) and returns a value",
-        )
+        raise BadProgram(f"{what} cannot be a program", value=excerpt(fn), fix=fix)
 
 
 def plain_key() -> Key:
