@@ -87,10 +87,18 @@ def async_programs() -> ModuleType:
     return found
 
 
+@pytest.fixture(scope="session")
+def mutants() -> ModuleType:
+    """`tests/laws/mutants.py`: engines with one mistake each."""
+    return helper("laws/mutants")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with the argument `case` runs on every program of `tests/programs.py`."""
+    """The arguments `case` and `mutant` stand for every program and every mistaken engine."""
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", helper("programs").CASES, ids=repr)
+    if "mutant" in metafunc.fixturenames:
+        metafunc.parametrize("mutant", helper("laws/mutants").MUTANTS, ids=repr)
 
 
 @pytest.fixture(scope="session")

@@ -652,3 +652,29 @@ def exact_twist(trace: Trace) -> float:
     if "x" in trace:
         return LIKED[trace["x"]] + math.log(ahead(trace["x"]))
     return 0.0
+
+
+# -- where mutants have nowhere to hide -----------------------------------------------------------
+
+
+def duel_by_hand() -> Law:
+    pairs: list[Any] = [("", math.exp(LIKED[""]) * p(".", ""))]
+    for x in "ab":
+        for y, r in strings(x, 2):
+            if y != "" and (x, y) != ("b", "a"):
+                w = LIKED[x] + 0.6 * LIKED[y[0]]
+                pairs.append((x + y, p(x, "") * r * math.exp(w)))
+    return gather(pairs)
+
+
+@program
+def duel() -> Any:
+    """Two strings drawn at another temperature, soft and hard factors, one way out early."""
+    x = sample("x", LM("", max_tokens=1, temperature=1.5))
+    factor("soft", LIKED[x])
+    if x == "":
+        return x
+    y = sample("y", LM(x, max_tokens=2, temperature=1.5))
+    factor("hard", y != "" and (x, y) != ("b", "a"))
+    factor("last", 0.6 * LIKED[y[0]])
+    return x + y
