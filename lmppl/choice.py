@@ -10,15 +10,19 @@ import numpy as np
 
 from lmppl.chat import Message, as_messages
 from lmppl.distributions import Distribution
-from lmppl.errors import BadArgument, UnsupportedValue, excerpt
+from lmppl.errors import BadArgument, ContextOverflow, UnsupportedValue, excerpt
 from lmppl.jobs import Draw, Env, Score, Step
 from lmppl.lm.base import LanguageModel, require
-from lmppl.lm.generate import end_ids
+from lmppl.lm.endings import Ending, canonical_endings
+from lmppl.lm.generate import StringLaw
 from lmppl.random import draw, fold, hash_text
 from lmppl.strings import named
 from lmppl.text import Text
 from lmppl.types import Floats, Key
 from lmppl.weights import NEG_INF, log_sum_exp
+
+MANY = 1 << 20
+"""More tokens than any option has."""
 
 
 class Choice(Distribution):
@@ -68,9 +72,17 @@ class Choice(Distribution):
             self.surfaces = tuple((s,) for s in options)
         flat = [s for group in self.surfaces for s in group]
         if any(not isinstance(s, str) or not s for s in flat) or len(set(flat)) < len(flat):
-            raise BadArgument("options must be different, non-empty texts", value=excerpt(options))
+            raise BadArgument(
+                "options must be different, non-empty texts",
+                value=excerpt(options),
+                fix='write Choice(prompt, [" yes", " no"]), or {"yes": [" yes", " Yes"], "no": " no"}',
+            )
         self.end = end
         self.stop = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        if any(not isinstance(s, str) or not s for s in self.stop):
+            raise BadArgument(
+                "stop must be non-empty text", value=excerpt(stop), fix='write stop="\\n"'
+            )
         self._lm = lm
 
     def bound(self, models: Mapping[str, LanguageModel]) -> Choice:
@@ -87,16 +99,32 @@ class Choice(Distribution):
             if self.prompt is not None
             else lm.encode_chat(self.messages or ())
         )
-        texts = [lm.encode(s) for group in self.surfaces for s in group]
-        ends = end_ids(lm, self.stop) if self.end else None
+        rows: list[Ending] = []
+        owner: list[int] = []
+        law = StringLaw(max_tokens=MANY, stop=self.stop)
+        for k, group in enumerate(self.surfaces):
+            for surface in group:
+                found = canonical_endings(lm, law, surface, self.end)
+                rows += found
+                owner += [k] * len(found)
+        if not self.end:
+            _check_disjoint(lm, rows)
+        longest = max(len(e.ids) for e in rows)
+        if len(context) + longest > lm.max_context:
+            raise ContextOverflow(
+                len(context) + longest, lm.max_context, longest=str(self.prompt or self.messages)
+            )
 
-        def scored(rows: list[Floats]) -> Any:
-            flat = iter(float(r.sum()) for r in rows)
-            lw = np.array([log_sum_exp([next(flat) for _ in group]) for group in self.surfaces])
+        def scored(found: list[Floats]) -> Any:
+            parts: list[list[float]] = [[] for _ in self.values]
+            for k, row in zip(owner, found, strict=True):
+                parts[k].append(float(row.sum()))
+            lw = np.array([log_sum_exp(part) for part in parts])
             return go_on(lw - log_sum_exp(lw) if (lw > NEG_INF).any() else lw)
 
+        n = len(rows)
         return Score(
-            lm, [context] * len(texts), texts, [ends] * len(texts), [1.0] * len(texts), scored
+            lm, [context] * n, [e.ids for e in rows], [e.ends for e in rows], [1.0] * n, scored
         )
 
     def draw(self, key: Key, env: Env) -> Step[Draw]:
@@ -144,3 +172,15 @@ class Choice(Distribution):
         return (
             f"Choice({excerpt(self.prompt or self.messages, 40)}, {excerpt(list(self.values), 60)})"
         )
+
+
+def _check_disjoint(lm: LanguageModel, rows: Sequence[Ending]) -> None:
+    """No option's tokens begin another's: their probabilities would count the same texts twice."""
+    ordered = sorted(e.ids for e in rows)
+    for shorter, longer in zip(ordered, ordered[1:], strict=False):
+        if longer[: len(shorter)] == shorter:
+            raise BadArgument(
+                f"option {lm.decode(shorter)!r} is the beginning of option {lm.decode(longer)!r}",
+                why="every text that begins with the longer one counts for both",
+                fix='write Choice(..., end=True, stop="\\n"), so that each option must also end there',
+            )

@@ -117,9 +117,21 @@ def effect(
     """
     if on_error not in (None, "raise", "kill", "retry"):
         raise BadArgument(f'on_error must be "raise", "kill" or "retry", got {on_error!r}')
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        raise BadArgument(
+            f"effect {name!r}: timeout must be a positive number of seconds, got {timeout!r}",
+            fix="write timeout=10.0, or leave it out",
+        )
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise BadArgument(
+            f"effect {name!r}: retries must be a non-negative integer, got {retries!r}",
+            fix="write retries=2",
+        )
     if not callable(fn):
         raise BadArgument(
-            f"effect {name!r} needs a function, got {type(fn).__name__}", value=excerpt(fn)
+            f"effect {name!r} needs a function, got {type(fn).__name__}",
+            value=excerpt(fn),
+            fix="write effect(name, function, *arguments): the function is not called before",
         )
     ctx = current("effect")
     options = (on_error, timeout, retries)

@@ -107,6 +107,10 @@ class Text(str):
         """Refuse: a text is a value."""
         raise AttributeError(f"a Text is immutable; cannot set {name!r}")
 
+    def __delattr__(self, name: str) -> None:
+        """Refuse: a text is a value."""
+        raise AttributeError(f"a Text is immutable; cannot delete {name!r}")
+
     def __reduce__(self) -> Any:
         """Copy and pickle with everything."""
         return (
