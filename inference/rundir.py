@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from lmppl.atomic import write_atomic
 from lmppl.errors import LmpplError
@@ -31,6 +31,13 @@ ROOM = 1 << 20
 
 Key = tuple[str, str, str]
 """Program, engine and question: what a result is the result of."""
+
+
+class Brief(NamedTuple):
+    """What is remembered of a result that is on the disk."""
+
+    failed: bool
+    tokens: int
 
 
 class RunError(LmpplError):
@@ -57,8 +64,8 @@ class RunDirectory:
         self.path = Path(path)
         self.config: dict[str, Any] = {}
         """What `freeze` wrote, now or when the run began."""
-        self.records: dict[Key, ResultRecord] = {}
-        """The results so far."""
+        self.done: dict[Key, Brief] = {}
+        """The results so far; `read_results` has all of them."""
         self._results = -1
         self._make()
         self._lock = self._locked()
@@ -79,7 +86,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give the folder back; where nothing was begun, nothing stays behind."""
-        if self._lock >= 0 and not self.config and not self.records:
+        if self._lock >= 0 and not self.config and not self.done:
             with contextlib.suppress(OSError):
                 (self.path / LOCK).unlink()
                 for folder in self._made:
@@ -133,18 +140,17 @@ class RunDirectory:
             done = 0
             while done < len(line):
                 done += os.write(self._results, line[done:])
-            self.records[key(record)] = record  # it outlives the process from here on
             os.fsync(self._results)
         except OSError as error:
             if before is not None:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._results, before)
-            self.records.pop(key(record), None)
             raise OutOfSpace(
                 f"{self.path / RESULTS}: {(error.strerror or str(error)).lower()}",
-                why=f"the {len(self.records):,} results before this one are safe",
+                why=f"the {len(self.done):,} results before this one are safe",
                 fix="make room, then run the same command with --resume",
             ) from error
+        self.done[key(record)] = brief(record)
 
     # -- opening -----------------------------------------------------------------------------
 
@@ -205,7 +211,7 @@ class RunDirectory:
         elif RESULTS in here:
             raise RunError(f"{self.path} has results and no {CONFIG}", fix="name another --out")
         records, torn = read_results(self.path)
-        self.records = {key(r): r for r in records}
+        self.done = {key(r): brief(r) for r in records}
         if torn:
             self._move(torn)
 
@@ -225,6 +231,11 @@ class RunDirectory:
 def key(record: ResultRecord) -> Key:
     """What a result is the result of."""
     return record.program, record.engine, str(record.id)
+
+
+def brief(record: ResultRecord) -> Brief:
+    """What is remembered of a result."""
+    return Brief(record.error is not None, record.tokens_in + record.tokens_out)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -251,12 +262,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> tuple[list[ResultRecord], int]:
-    """The results of a run in the order written, and how many bytes at the end are a cut line.
+    """The results of a run, the last one of each question, and how many bytes at the end are a cut line.
 
     Raises:
         RunError: a damaged line with valid ones after it.
     """
-    records: list[ResultRecord] = []
+    records: dict[Key, ResultRecord] = {}
     bad: tuple[int, str] | None = None
     torn = 0
     for number, raw in enumerate(_raw_lines(path / RESULTS), 1):
@@ -274,8 +285,8 @@ def read_results(path: Path) -> tuple[list[ResultRecord], int]:
                 why="valid results follow it, so it was not cut off by a kill",
                 fix="remove the line; --resume then answers its question again",
             )
-        records.append(record)
-    return records, torn
+        records[key(record)] = record
+    return list(records.values()), torn
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:

@@ -114,8 +114,8 @@ def pending(task: Task, folder: RunDirectory, retry_failed: bool = False) -> lis
     ids = getattr(task.questions, "ids", None) or [q.id for q in task.questions]
     found = []
     for i, name in enumerate(ids):
-        record = folder.records.get((task.name, task.engine.text, str(name)))
-        if record is None or (retry_failed and record.error is not None):
+        done = folder.done.get((task.name, task.engine.text, str(name)))
+        if done is None or (retry_failed and done.failed):
             found.append(i)
     return found
 

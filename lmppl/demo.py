@@ -107,15 +107,11 @@ class Plan:
     def _plain(self, job: Job, asked: Sequence[Question]) -> Spec:
         """Plain sampling with as many tokens as SMC took for the first questions of a program."""
         name = job.loaded.name
-        for program, engine, _ in self.folder.records:  # of a run that is being resumed
+        for program, engine, _ in self.folder.done:  # of a run that is being resumed
             if program == name and engine.startswith("forward:"):
                 self.plain[name] = parse_engine(engine)
         if name not in self.plain:
-            spent = sum(
-                self.folder.records[name, SMC, str(q.id)].tokens_in
-                + self.folder.records[name, SMC, str(q.id)].tokens_out
-                for q in asked
-            )
+            spent = sum(self.folder.done[name, SMC, str(q.id)].tokens for q in asked)
             pilot = infer_stream(
                 job.loaded.program,
                 [q.fields for q in asked],
@@ -158,7 +154,7 @@ def demo(out: str, *, seconds: float, seed: int, model: str, as_json: bool) -> i
         folder.freeze(identity, {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         plan = Plan(jobs, folder, models, seed, began + seconds)
         outcome = answer(
-            plan.tasks(), folder, total - len(folder.records), models,
+            plan.tasks(), folder, total - len(folder.done), models,
             seed=seed, concurrency=ROUND,
         )  # fmt: skip
         outcome.summaries = _in_order(outcome.records)
@@ -193,9 +189,9 @@ def _folder(out: str, identity: dict[str, Any]) -> RunDirectory:
         folder = RunDirectory(path, resume=True)
         try:
             folder.same(identity)
-            if folder.records:
+            if folder.done:
                 say(
-                    f"{path} has {len(folder.records)} results of this demonstration already; going on"
+                    f"{path} has {len(folder.done)} results of this demonstration already; going on"
                 )
             return folder
         except RunError:

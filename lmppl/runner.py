@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import combinations
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lmppl.console import Progress, clean, duration, say, show_table
 from lmppl.data import fits, read_questions
-from lmppl.inference.rundir import REPORT, RESULTS, RunDirectory, key, read_config, read_results
+from lmppl.inference.rundir import REPORT, RESULTS, RunDirectory, read_config, read_results
 from lmppl.inference.runs import Event, Summary, Task, compare, pending, run_tasks, summarise
 from lmppl.inference.specs import parse_engines
 from lmppl.loading import load_models, load_program, parse_models
@@ -141,15 +142,10 @@ def answer(
                 run_tasks(tasks, folder, lm=dict(models) or None, notify=notify, **options)
         except KeyboardInterrupt:
             interrupted = True
-    records = list(folder.records.values())
-    return Outcome(
-        folder.path,
-        records,
-        interrupted,
-        time.monotonic() - began,
-        bar.done,
-        summaries=summarise(records),
-    )
+    outcome = read_run(folder.path)  # what is shown is what is on the disk
+    outcome.interrupted = interrupted
+    outcome.answered, outcome.seconds = bar.done, time.monotonic() - began
+    return outcome
 
 
 @contextlib.contextmanager
@@ -216,13 +212,12 @@ def _frozen(request: Request, sources: Mapping[str, str], questions: int) -> dic
 # -- what is shown ------------------------------------------------------------------------------
 
 
-def read_run(path: str) -> Outcome:
-    """The outcome of a run that is over or cut off."""
+def read_run(path: str | Path) -> Outcome:
+    """What is in the folder of a run."""
     folder = Path(path)
     read_config(folder)
     records, _ = read_results(folder)
-    latest = list({key(r): r for r in records}.values())
-    return Outcome(folder, latest, summaries=summarise(latest))
+    return Outcome(folder, records, summaries=summarise(records))
 
 
 def write_report(outcome: Outcome, title: str) -> None:
@@ -283,14 +278,14 @@ def show_summaries(summaries: Sequence[Summary]) -> None:
 
 
 def comparisons(records: Sequence[ResultRecord], summaries: Sequence[Summary]) -> list[str]:
-    """The last engine of each program against each other one, on the questions both answered."""
+    """Each engine against those before it, on the questions that both have answered."""
     lines = []
     for program in dict.fromkeys(s.program for s in summaries):
         engines = [s.engine for s in summaries if s.program == program and s.answered]
-        for other in engines[:-1]:
-            pair = compare(records, program, engines[-1], other)
+        for other, engine in combinations(engines, 2):
+            pair = compare(records, program, engine, other)
             lines.append(
-                f"{engines[-1]} against {other} on {pair.n:,} questions of {program}: "
+                f"{engine} against {other} on {pair.n:,} questions of {program}: "
                 f"{pair.difference:+.3f} ({pair.low:+.3f} to {pair.high:+.3f}), "
                 f"{pair.wins} to {pair.losses}, McNemar p = {pair.p_value:.2g}: {pair.verdict}"
             )

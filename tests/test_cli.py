@@ -404,7 +404,7 @@ def test_a_full_disk_can_be_resumed(invoke: Invoke, monkeypatch: pytest.MonkeyPa
     append = RunDirectory.append
 
     def full(folder: RunDirectory, record: Any) -> None:
-        if len(folder.records) == 5:
+        if len(folder.done) == 5:
             raise OutOfSpace("out/results.jsonl: no space left on device", fix="make room")
         append(folder, record)
 
