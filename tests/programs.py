@@ -483,7 +483,7 @@ def stopped() -> Any:
 
 
 def chosen_by_hand() -> Law:
-    mass = {"A": p("a", "") + p("a", "") * p("b", "a"), "B": p("b", "")}
+    mass = {"A": p("a", "") * (p("a", "a") + p("b", "a")), "B": p("b", "")}
     z = sum(mass.values())
     seen = {"A": p("a", "a") / (p("a", "a") + p("b", "a")), "B": 1.0}
     return {v: mass[v] / z * seen[v] for v in mass}
@@ -493,7 +493,7 @@ def chosen_by_hand() -> Law:
 @program
 def chosen() -> Any:
     """A choice with several surfaces, and an observed one."""
-    c = sample("c", Choice("", {"A": ["a", "ab"], "B": "b"}))
+    c = sample("c", Choice("", {"A": ["aa", "ab"], "B": "b"}))
     observe("v", Choice("a" if c == "A" else "b", ["a", "b"]), "a")
     return c
 
