@@ -152,7 +152,7 @@ class Categorical(Distribution):
         if not (fine and 0.0 < total < math.inf):
             raise BadArgument(
                 f"{self.kind} needs one finite non-negative weight per value, not all zero",
-                value=excerpt(dict(zip(self.values, weights, strict=False))),
+                value=excerpt(list(zip(self.values, weights, strict=False))),
                 fix='write Categorical({"a": 0.7, "b": 0.3})',
             )
         self.log_weights = [math.log(w / total) if w > 0.0 else NEG_INF for w in weights]
@@ -161,8 +161,16 @@ class Categorical(Distribution):
     def draw(self, key: Key, env: Env) -> Draw:
         """One categorical draw."""
         k = draw(env.chance, key, self.log_weights)
-        logp = self.log_weights[k]
-        return Draw(self.values[k], logp, logp)
+        value, logp = self.values[k], self.log_weights[k]
+        if self._repeats():  # as a proposal, q(value) is that of all its entries
+            logp = self.score(value, env)
+        return Draw(value, logp, logp)
+
+    def _repeats(self) -> bool:
+        try:
+            return len(set(self.values)) < len(self.values)
+        except TypeError:
+            return True
 
     def score(self, value: Any, env: Env) -> float:
         """Σ over the entries equal to the value."""
@@ -212,6 +220,9 @@ class Bernoulli(Categorical):
         if isinstance(p, str) or not 0.0 <= p <= 1.0:
             raise BadArgument(f"Bernoulli needs a probability, got {p!r}", fix="0 <= p <= 1")
         super().__init__({True: p, False: 1.0 - p})
+
+    def _repeats(self) -> bool:
+        return False
 
 
 class Uniform(Categorical):

@@ -222,6 +222,10 @@ class CoroutineFrame(Frame):
         self._coroutine: Any = None
         self._started = False
 
+    def drive(self, value: Any) -> Any:
+        """Leave a coroutine to whoever awaits it: nothing here can suspend a plain function."""
+        return value
+
     def resume(self, entry: Entry | None) -> Message | None:
         """Send the answer, get the next message."""
         before = local.active

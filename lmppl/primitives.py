@@ -292,4 +292,9 @@ def _loop(
 def markov(step: Callable[..., Any], init: Any, xs: Iterable[Any], *, name: str = "markov") -> Any:
     """`loop` over a known sequence: `carry = step(carry, x)`; the past matters only through it."""
     items = tuple(xs)
-    return loop(lambda carry, t: step(carry, items[t]), init, n=len(items), name=name)
+
+    def move(carry: Any, t: int) -> Any:
+        return step(carry, items[t])
+
+    move.fn = step  # type: ignore[attr-defined]  # async if the step is
+    return loop(move, init, n=len(items), name=name)

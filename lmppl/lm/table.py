@@ -337,8 +337,8 @@ def log_softmax(x: Floats) -> Floats:
     """Normalised over the last axis; rows of `-inf` alone stay so."""
     top = x.max(axis=-1, keepdims=True)
     top = np.where(top == NEG_INF, 0.0, top)
-    with np.errstate(divide="ignore"):
-        return np.asarray(x - (top + np.log(np.exp(x - top).sum(axis=-1, keepdims=True))))
+    mass = np.exp(x - top).sum(axis=-1, keepdims=True)
+    return np.asarray(x - (top + np.log(np.where(mass == 0.0, 1.0, mass))))
 
 
 def tempered(log_model: Floats, temperature: float) -> Floats:
