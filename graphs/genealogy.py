@@ -189,9 +189,7 @@ def genealogy_svg(
     for i in np.flatnonzero(alive).tolist():
         size = radius * (0.6 + 2.0 * math.sqrt(float(w[i])))
         hue = colour[int(final[0, i])]
-        parts.append(
-            f'<circle cx="{end}" cy="{y(i)}" r="{size:.1f}" fill="{hue}" stroke="none"/>'
-        )
+        parts.append(f'<circle cx="{end}" cy="{y(i)}" r="{size:.1f}" fill="{hue}" stroke="none"/>')
     say = f"{particles} particles, {sum(s is not None for s in steps)} resamplings, {len(mass)} first ancestors left"
     label = 'font-size="10" fill="currentColor" fill-opacity=".7" stroke="none"'
     return (

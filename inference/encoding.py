@@ -251,5 +251,6 @@ def encode_entry(entry: Entry, opaque: bool = False) -> dict[str, Any]:
 
 def decode_entry(prev: Entry | None, value: dict[str, Any]) -> Entry:
     """What `encode_entry` wrote, as the entry after `prev`."""
-    numbers = [decode_float(value.get(name, 0.0)) for name in ("logp", "logq", "logw")]
-    return Entry(prev, _text(value["op"]), _text(value["at"]), decode(value["value"]), *numbers)
+    logp, logq, logw = (decode_float(value.get(name, 0.0)) for name in ("logp", "logq", "logw"))
+    site = decode(value["value"])
+    return Entry(prev, _text(value["op"]), _text(value["at"]), site, logp, logq, logw)

@@ -44,7 +44,8 @@ class Forward(Engine):
         yield from machine.advance(population, "end")
         alive = np.array([not p.dead for p in population])
         evidence = float(np.log(alive.mean())) if alive.any() else float("-inf")
-        return population_posterior(machine, self, population, evidence)
+        # it is no evidence of the program, so neither has it an error
+        return population_posterior(machine, self, population, evidence, evidence_se=float("nan"))
 
 
 @dataclass(frozen=True)

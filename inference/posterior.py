@@ -1,15 +1,16 @@
 """`Posterior`: weighted traces, their evidence, and how far to trust them.
 
-Estimates are self-normalised, Σ W_i f(x_i). Their standard errors, and that of log Ẑ, are the
-genealogical ones: particles are grouped by their ancestor in the first population ("Eve"), since
-only those groups are independent. Without resampling each particle is its own group and they are
-the usual importance sampling errors.
+Estimates are self-normalised, Σ W_i f(x_i). Their standard errors are genealogical: particles are
+grouped by their ancestor in the first population ("Eve"), since only those groups are independent
+(Chan and Lai, 2013). The error of log Ẑ is the larger of that of the groups and that of the steps:
 
-    se(f)²  = Σ_k ( Σ_{i ∈ group k} W_i (f_i - f̂) )²                      Chan and Lai (2013)
-    V(Ẑ/Z)  = 1 - (N / (N - 1))^{r + 1} (1 - Σ_k W(group k)²)              Lee and Whiteley (2018)
+    se(f)²  = Σ_k ( Σ_{i ∈ group k} W_i (f_i - f̂) )²
+    V_group = N / (N - 1) · ( Σ_k W(group k)² - 1 / N )
+    V_step  = Σ_t (1 / ESS_t - 1 / N)    over the resamplings and the end     V(Ẑ/Z) = max of both
 
-with r resampling steps. When few ancestors survive they are not to be trusted, and the posterior
-says so.
+Without resampling all are the usual errors of importance sampling. V_group errs upwards, V_step
+downwards where the past matters long. The unbiased estimate for multinomial resampling (Lee and
+Whiteley, 2018) is below zero nearly always under systematic resampling, so it is not used.
 """
 
 from __future__ import annotations
@@ -255,10 +256,7 @@ class Posterior:
 
     @property
     def log_evidence_se(self) -> float:
-        """Standard error of log Ẑ: √V of the module's first lines.
-
-        nan where it cannot be told: for one particle, or a V below 0 (too few ancestors survive).
-        """
+        """Standard error of log Ẑ: √V of the module's first lines; nan for one particle."""
         n = len(self)
         if self.exact:
             return 0.0
@@ -268,10 +266,13 @@ class Posterior:
             return math.nan
         groups = np.zeros(int(self.eves.max()) + 1)
         np.add.at(groups, self.eves, self.weights)
-        steps = self.history.resamplings if self.history is not None else 0
-        exponent = (steps + 1) * math.log(n / (n - 1))
-        v = 1.0 - math.exp(min(exponent, 700.0)) * (1.0 - float(groups @ groups))
-        return math.nan if v < -1e-9 else math.sqrt(max(v, 0.0))
+        grouped = n / (n - 1) * (float(groups @ groups) - 1.0 / n)
+        sizes = [self.ess]
+        if self.history is not None:
+            pairs = zip(self.history.ess, self.history.ancestors, strict=True)
+            sizes += [size for size, parents in pairs if parents is not None]
+        stepped = math.fsum(1.0 / size - 1.0 / n for size in sizes)
+        return math.sqrt(max(grouped, stepped, 0.0))
 
     def log_evidence_interval(self, z: float = 1.96) -> Interval:
         """log Ẑ ± z standard errors; a cut enumeration's upper end counts all that was cut."""

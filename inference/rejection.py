@@ -102,7 +102,10 @@ class Rejection(Engine):
             for p in accepted:
                 if not p.dead:
                     machine.kill(p, "rejection", "rejected")
-        result = population_posterior(machine, self, accepted, evidence)
+        # relative variance of the estimated acceptance rate p: (1 - p) / (K - 2) (Haldane, 1945)
+        rate = exp(min(evidence - self.log_bound, 0.0))
+        se = math.sqrt((1.0 - rate) / (k - 2)) if k > 2 else math.nan
+        result = population_posterior(machine, self, accepted, evidence, evidence_se=se)
         if k < self.samples:
             result.warnings.append(
                 f"only {k} of {self.samples} samples were accepted in {tries:,} tries"

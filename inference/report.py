@@ -132,7 +132,7 @@ def _heaviest(posterior: Posterior) -> list[tuple[Trace, float, int]]:
 
 
 def _traces(posterior: Posterior) -> str:
-    out = []
+    out: list[str] = []
     for trace, weight, count in _heaviest(posterior):
         sites = [e for e in trace.sites if e.op != "jobs"]
         body = [
