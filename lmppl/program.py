@@ -21,6 +21,8 @@ R = TypeVar("R")
 class ProgramFunction(Generic[P, R]):
     """A function that engines can run; called plainly, it samples itself eagerly."""
 
+    __name__: str
+
     def __init__(self, fn: Callable[P, R]) -> None:
         """Refuse what cannot be suspended and replayed."""
         check_program(fn)
