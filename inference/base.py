@@ -122,21 +122,12 @@ def infer(
     >>> {v: round(p, 3) for v, p in post.marginal().items()}
     {1: 0.333, 2: 0.333, 3: 0.333}
     """
-    run, answers = _prepare(
-        program,
-        args,
-        dict(kwargs or {}),
-        engine,
-        lm,
-        seed,
-        observations,
-        params,
-        driver,
-        on_error,
-        on_dead,
-        strict,
-        chance,
-    )
+    options = {
+        "engine": engine, "lm": lm, "seed": seed, "observations": observations, "params": params,
+        "kwargs": kwargs, "driver": driver, "on_error": on_error, "on_dead": on_dead,
+        "strict": strict, "chance": chance,
+    }  # fmt: skip
+    run, answers = _prepare(program, args, options)
     outer = local.active
     if isinstance(outer, FrameContext):
         if outer.is_async:
@@ -153,7 +144,7 @@ async def ainfer(program: Callable[..., Any], *args: Any, **options: Any) -> Pos
     """`infer` for async code: the event loop goes on meanwhile; nested inside async programs."""
     outer = local.active
     if isinstance(outer, FrameContext):
-        run, _ = _prepare_options(program, args, options)
+        run, _ = _prepare(program, args, options)
         return await run_nested_async(outer, run)
     if isinstance(outer, EagerContext):
         return infer(program, *args, **options)
@@ -237,7 +228,7 @@ def infer_stream(
         question = index if ids is None else ids[index]
 
         def start() -> Jobs:
-            run, _ = _prepare_options(
+            run, _ = _prepare(
                 program,
                 args,
                 {**options, "kwargs": kwargs, "lm": models, "engine": engine, "chance": chance},
@@ -274,48 +265,32 @@ def default_engine() -> Engine:
     return SMC()
 
 
-def _prepare_options(
-    program: Any, args: tuple[Any, ...], options: dict[str, Any], question: Any = None
+OPTIONS: dict[str, Any] = {
+    "engine": None, "lm": None, "seed": 0, "observations": None, "params": None, "kwargs": None,
+    "driver": None, "on_error": "raise", "on_dead": "raise", "strict": False, "chance": None,
+}  # fmt: skip
+"""What `infer` takes besides the program and its arguments, with defaults."""
+
+
+def _prepare(
+    program: Any, args: tuple[Any, ...], options: Mapping[str, Any], question: Any = None
 ) -> tuple[Jobs, Chance]:
-    known = {
-        "engine": None, "lm": None, "seed": 0, "observations": None, "params": None, "kwargs": None,
-        "driver": None, "on_error": "raise", "on_dead": "raise", "strict": False, "chance": None,
-    }  # fmt: skip
-    if unknown := sorted(set(options) - set(known)):
+    """Check everything that can be checked before a token is drawn; the run and its chance."""
+    if unknown := sorted(set(options) - set(OPTIONS)):
         raise BadArgument(
             f"infer has no option {', '.join(unknown)}",
             fix="pass keyword arguments of the program as kwargs={...}",
         )
-    o = {**known, **options}
-    return _prepare(
-        program, args, dict(o["kwargs"] or {}), o["engine"], o["lm"], o["seed"], o["observations"],
-        o["params"], o["driver"], o["on_error"], o["on_dead"], o["strict"], o["chance"], question,
-    )  # fmt: skip
-
-
-def _prepare(
-    program: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    engine: Engine | None,
-    lm: Any,
-    seed: int,
-    observations: Mapping[str, Any] | None,
-    params: Mapping[str, Any] | None,
-    driver: str | None,
-    on_error: str,
-    on_dead: str,
-    strict: bool,
-    chance: Chance | None,
-    question: Any = None,
-) -> tuple[Jobs, Chance]:
+    o = {**OPTIONS, **options}
+    engine, seed, kwargs = o["engine"], o["seed"], dict(o["kwargs"] or {})
     check_program(program)
     engine = engine if engine is not None else default_engine()
     if not isinstance(engine, Engine):
         raise BadArgument(f"engine={engine!r} is no engine", fix="write engine=SMC(particles=16)")
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise BadArgument(f"seed must be an integer, got {seed!r}", fix="write seed=0")
-    for name, given in (("observations", observations), ("params", params)):
+    for name in ("observations", "params"):
+        given = o[name]
         if not (given is None or isinstance(given, Mapping)):
             raise BadArgument(
                 f"{name} must be a mapping from site to value, got {type(given).__name__}",
@@ -323,10 +298,10 @@ def _prepare(
                 fix=f'write {name}={{"site": value}}',
             )
     check_call(program, args, kwargs)
-    if on_dead not in ("raise", "return"):
-        raise BadArgument(f'on_dead must be "raise" or "return", got {on_dead!r}')
+    if o["on_dead"] not in ("raise", "return"):
+        raise BadArgument(f'on_dead must be "raise" or "return", got {o["on_dead"]!r}')
     ambient, outer_chance, root = inherited(local.active)
-    models = {**ambient, **as_models(lm)}
+    models = {**ambient, **as_models(o["lm"])}
     for model in models.values():
         check_capabilities(type(engine).__name__, engine.needs, model)
 
@@ -340,7 +315,7 @@ def _prepare(
     identity = asked if isinstance(asked, (int, str)) else str(asked)
     if root:
         key = fold(key, root)
-    answers = engine.chance(chance or outer_chance or GumbelMax())
+    answers = engine.chance(o["chance"] or outer_chance or GumbelMax())
     env = Env(models, answers, resolve)
     machine = Machine(
         program,
@@ -348,18 +323,18 @@ def _prepare(
         kwargs,
         env,
         fold(key, "question", identity),
-        driver_name=driver,
-        on_error=on_error,
-        strict=strict,
-        conditions=dict(observations or {}),
-        params=dict(params or {}),
+        driver_name=o["driver"],
+        on_error=o["on_error"],
+        strict=o["strict"],
+        conditions=dict(o["observations"] or {}),
+        params=dict(o["params"] or {}),
     )
     machine.label = None if question is None else f"question {question!r}"
     if local.active is None:
         machine.launch.handlers = tuple(local.ambient)
     machine.launch.models = models
     machine.launch.chance = None if isinstance(answers, Argmax) else answers
-    return _checked(engine, machine, on_dead), answers
+    return _checked(engine, machine, o["on_dead"]), answers
 
 
 def _checked(engine: Engine, machine: Machine, on_dead: str) -> Jobs:
