@@ -324,14 +324,16 @@ class Mixture(Distribution):
         return step
 
     def support(self, env: Env) -> Step[list[tuple[Any, float]]]:
-        """The union of the supports."""
+        """The union of the supports; one text in two tokenisations is two entries, as in `LM`."""
 
         def done(lists: list[list[tuple[Any, float]]]) -> list[tuple[Any, float]]:
-            found: dict[Any, list[float]] = {}
+            found: dict[Any, tuple[Any, list[float]]] = {}
             for pairs, w in zip(lists, self.picker.log_weights, strict=True):
                 for value, logp in pairs:
-                    found.setdefault(value, []).append(logp + float(w))
-            return [(v, log_sum_exp(ls)) for v, ls in found.items()]
+                    ids = getattr(value, "token_ids", None)
+                    own = (isinstance(value, bool), value, None if ids is None else tuple(ids))
+                    found.setdefault(own, (value, []))[1].append(logp + float(w))
+            return [(value, log_sum_exp(terms)) for value, terms in found.values()]
 
         step: Step[list[tuple[Any, float]]] = gather(
             [partial(c.support, env) for c in self.components], done
@@ -385,6 +387,8 @@ def as_distribution(value: Any, site: str) -> Distribution:
     if isinstance(value, Distribution):
         _KNOWN.add(type(value))
         return value
+    if isinstance(value, type):
+        raise NotADistribution(site, value)
     module = type(value).__module__ or ""
     if module.split(".")[0] == "numpyro" or any(
         c.__module__.startswith("numpyro.dist") for c in type(value).__mro__

@@ -52,14 +52,17 @@ class NumPyro(Distribution):
     def score(self, value: Any, env: Env) -> float:
         """log p, summed over all dimensions; `-inf` outside the support."""
         try:
-            inside = bool(np.all(np.asarray(self.dist.support(value))))
+            if np.asarray(value).dtype.kind not in "biufc":
+                raise TypeError("it is no number or array of numbers")
+            if not np.all(np.asarray(self.dist.support(value))):
+                return NEG_INF
+            return float(np.asarray(self.dist.log_prob(value), dtype=np.float64).sum())
         except (TypeError, ValueError) as error:
             raise UnsupportedValue(
-                f"{type(self.dist).__name__} cannot score this value: {error}", value=excerpt(value)
+                f"{type(self.dist).__name__} cannot score this value: {error}",
+                value=excerpt(value),
+                fix="give a number, or an array of the distribution's shape",
             ) from None
-        if not inside:
-            return NEG_INF
-        return float(np.asarray(self.dist.log_prob(value), dtype=np.float64).sum())
 
     @property
     def _finite(self) -> bool:

@@ -46,7 +46,7 @@ def test_order_two_reads_two_tokens_back() -> None:
     assert lm.enumerate(max_tokens=4) == pytest.approx({"ab": 0.75, "aba": 0.25})
     rows = lm.open([(0, 1), (1, 0), (1, 1, 0, 1)])
     np.testing.assert_allclose(
-        np.exp(rows.log_probs()), [[0.25, 0, 0.75], [0, 0, 1], [0.25, 0, 0.75]]
+        np.exp(rows.log_probs()), [[0.25, 0.0, 0.75], [0.0, 0.0, 1.0], [0.25, 0.0, 0.75]]
     )
 
 
