@@ -29,18 +29,25 @@ from lmppl.weights import NEG_INF, check_log_weight, exp
 
 
 def check_distribution(
-    dist: Distribution, *, lm: Any = None, mass: float | None = 1.0, atol: float = 1e-9
+    dist: Distribution,
+    *,
+    lm: Any = None,
+    mass: float | None = 1.0,
+    scores: bool = True,
+    atol: float = 1e-9,
 ) -> Measure:
     """The three faces of a distribution agree: support, draw and score.
 
         Σ_x p(x) = mass                      over `support`
         E_draw[(p / q) 1(value = x)] = p(x)   by enumeration of its draws (≤ where it is restricted)
-        score(value) = log p                 of every drawn value and of every listed one
+        score(value) = log p                 of every drawn value
+        p(entry) ≤ exp score(value) ≤ p(x)    of every listed text: x may have several tokenisations
 
     Args:
         dist: the distribution; `support` must be finite.
         lm: its language model, or models by name.
         mass: what the support adds up to; None for an unnormalised one.
+        scores: whether it can score; False for laws that refuse to.
         atol: the largest error.
 
     Returns:
@@ -56,11 +63,18 @@ def check_distribution(
 
     shown = f"{dist.kind} {excerpt(dist, 80)}"
     listed: dict[Any, list[float]] = {}
-    for value, logp in now(dist.support(env())):
+    support = now(dist.support(env()))
+    for value, logp in support:
         listed.setdefault(value, []).append(exp(logp))
-        if isinstance(value, Text) and value.token_ids is not None:
-            _close(logp, float(now(dist.score(value, env()))), atol, f"{shown}: score of {value!r}")
     law = Measure({value: math.fsum(parts) for value, parts in listed.items()})
+    for value, logp in support if scores else ():
+        if isinstance(value, Text) and value.token_ids is not None:
+            p = exp(float(now(dist.score(value, env()))))
+            if not exp(logp) - atol <= p <= law[value] + atol:
+                raise LawBroken(
+                    f"{shown}: the score of {value!r} is log {p!r}, not between log {exp(logp)!r} "
+                    f"(its listed tokens) and log {law[value]!r} (all tokenisations)"
+                )
     if mass is not None:
         _close(mass, law.z, atol, f"{shown}: the mass of its support")
     drawn: dict[Any, list[float]] = {}
@@ -70,7 +84,7 @@ def check_distribution(
         if draw.logp == NEG_INF:
             continue
         drawn.setdefault(draw.value, []).append(probability * exp(draw.logp - draw.logq))
-        score = float(now(dist.score(draw.value, env())))
+        score = float(now(dist.score(draw.value, env()))) if scores else draw.logp
         _close(draw.logp, score, atol, f"{shown}: score of the drawn {draw.value!r}")
     for value in {**law, **drawn}:
         found, p = math.fsum(drawn.get(value, ())), law.get(value, 0.0)
