@@ -70,7 +70,7 @@ def report(error: Exception, debug: bool) -> int:
     if isinstance(error, click.Abort):
         _line("interrupted")
         return INTERRUPTED
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, click.ClickException) and type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return USAGE
     if isinstance(error, click.ClickException):

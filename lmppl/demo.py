@@ -6,9 +6,9 @@
     smc:particles=16         the posterior: observations count
 
 Tokens are the logical ones of the ledger: prompts and drawn tokens of every particle, and what an
-observation scores. Questions run in rounds, each of a few questions of every program under every
-engine, so that a budget of seconds cuts all of them alike; a round starts only if the last one
-would fit into the time that is left.
+observation scores. After the greedy runs, questions run in rounds, each of a few questions of every
+program, so that a budget of seconds cuts all programs alike; a round starts only if the last one
+would fit into the time that is left. Engines are compared on the questions that all have answered.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ class Plan:
 
     def tasks(self) -> Iterator[Task]:
         """The tasks in order, as long as there is time."""
+        for job in self.jobs:
+            yield from self._timed(job, GREEDY, job.questions)
         longest = 0.0
         for n in range(self.rounds):
             began = time.monotonic()
@@ -94,7 +97,6 @@ class Plan:
                     continue
                 yield from self._timed(job, SMC, asked)
                 yield from self._timed(job, self._plain(job, asked).text, asked)
-                yield from self._timed(job, GREEDY, asked)
             longest = max(longest, time.monotonic() - began)
 
     def _timed(self, job: Job, engine: str, asked: Sequence[Question]) -> Iterator[Task]:
@@ -155,12 +157,14 @@ def demo(out: str, *, seconds: float, seed: int, model: str, as_json: bool) -> i
         plan = Plan(jobs, folder, models, seed, began + seconds)
         outcome = answer(
             plan.tasks(), folder, total - len(folder.done), models,
-            seed=seed, concurrency=ROUND,
+            seed=seed, concurrency=64,
         )  # fmt: skip
+        if not outcome.interrupted:
+            write_report(outcome, "lmppl demo")
+        outcome.records = _complete(outcome.records)
         outcome.summaries = _in_order(outcome.records)
         findings = _findings(outcome)
         if not outcome.interrupted:
-            write_report(outcome, "lmppl demo")
             _write(plan, outcome, findings)
         if as_json:
             show(outcome, as_json=True)
@@ -239,6 +243,12 @@ def _words(pair: Paired, other: str) -> str:
 
 def _kind(engine: str) -> str:
     return engine.partition(":")[0]
+
+
+def _complete(records: Sequence[ResultRecord]) -> list[ResultRecord]:
+    """The results of the questions that all three engines have answered."""
+    count = Counter((r.program, str(r.id)) for r in records)
+    return [r for r in records if count[r.program, str(r.id)] == 3]
 
 
 def _in_order(records: Sequence[ResultRecord]) -> list[Summary]:
