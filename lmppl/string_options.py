@@ -126,6 +126,12 @@ def _checked(
         raise BadArgument(f'limit must be "prefix", "eos" or "kill", got {limit!r}')
     if target not in ("model", "proposal"):
         raise BadArgument(f'target must be "model" or "proposal", got {target!r}')
+    if target == "proposal" and limit == "eos" and (top_p < 1 or top_k or mixture or regex):
+        raise BadArgument(
+            'limit="eos" with target="proposal" takes a temperature only',
+            why="the mass of the end under a truncated, mixed or masked law is not known",
+            fix='leave target="model", or use limit="prefix"',
+        )
     if not (isinstance(power, (int, float)) and math.isfinite(power)):
         raise BadArgument(f"power must be a finite number, got {power!r}")
     token = TokenLaw(

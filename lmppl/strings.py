@@ -163,7 +163,7 @@ class StringDistribution(Distribution):
             require(lm, "scores_text", "a given text", "use a model that reports log-probabilities")
         law = self.law(lm)
         token = law.token
-        temperature = token.target_temperature
+        temperature = law.target_temperature
         if law.target_is_proposal:
             mixed = token.mixture and token.temperature != token.target_temperature
             if token.top_p < 1 or token.top_k or mixed or law.constraint is not None:
@@ -171,7 +171,6 @@ class StringDistribution(Distribution):
                     'a text cannot be scored under a truncated or masked law with target="proposal"',
                     fix='leave target="model", so that truncation is only a proposal',
                 )
-            temperature = token.temperature
         own = isinstance(value, Text) and value.scheme == self._scheme(lm)
         ids = value._ids if isinstance(value, Text) and own else None
         if ids is not None:
@@ -252,7 +251,7 @@ class StringDistribution(Distribution):
 
 def _end_mass(lm: LanguageModel, s: StringState) -> float:
     rows = lm.open([s.context + tuple(s.ids)])
-    mass = float(rows.log_mass([end_ids(lm, s.law.stop)], [s.law.token.target_temperature])[0])
+    mass = float(rows.log_mass([end_ids(lm, s.law.stop)], [s.law.target_temperature])[0])
     rows.close()
     return mass
 

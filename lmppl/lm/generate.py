@@ -48,6 +48,12 @@ class StringLaw(NamedTuple):
     target_is_proposal: bool = False
     """Whether what is drawn is also what is meant (then log p = log q)."""
 
+    @property
+    def target_temperature(self) -> float:
+        """Of the law that is meant."""
+        token = self.token
+        return token.temperature if self.target_is_proposal else token.target_temperature
+
 
 class StringState:
     """One string on its way: everything that a particle copies when it forks."""
@@ -281,7 +287,7 @@ def _take(lm: LanguageModel, live: Sequence[StringState], drawn: Drawn) -> tuple
 def _force_ends(lm: LanguageModel, rows: Rows, live: Sequence[StringState]) -> None:
     """limit="eos": give the strings that are full the mass of their ends."""
     sets = [end_ids(lm, s.law.stop) if s.awaits_end else (0,) for s in live]
-    masses = rows.log_mass(sets, [s.law.token.target_temperature for s in live])
+    masses = rows.log_mass(sets, [s.law.target_temperature for s in live])
     for s, mass in zip(live, masses.tolist(), strict=True):
         if s.awaits_end:
             s.finish_length(mass)

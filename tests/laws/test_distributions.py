@@ -10,11 +10,34 @@ from typing import Any
 
 import pytest
 
-from lmppl import LM, Bernoulli, Categorical, Chat, Choice, Delta, Mixture, Text, Uniform, power
+from lmppl import (
+    LM,
+    Bernoulli,
+    Categorical,
+    Chat,
+    Choice,
+    Delta,
+    Mixture,
+    Text,
+    Uniform,
+    observe,
+    power,
+    program,
+    sample,
+)
 from lmppl.distributions import Distribution
+from lmppl.errors import BadArgument
+from lmppl.inference import Enumerate, Importance
 from lmppl.jobs import Draw, Env, run_now
 from lmppl.ledger import Ledger
-from lmppl.testing import LawBroken, check_constraint, check_distribution, outcomes
+from lmppl.testing import (
+    LawBroken,
+    assert_properly_weighted,
+    check_constraint,
+    check_distribution,
+    outcomes,
+)
+from lmppl.weights import exp
 
 FINITE: dict[str, Distribution] = {
     "categorical": Categorical({"a": 1, "b": 3, "never": 0}),
@@ -53,6 +76,7 @@ STRINGS: dict[str, tuple[Distribution, float | None]] = {
     "stop of two tokens": (LM("", stop="ba", max_tokens=3), 1.0),
     "stop and forced end": (LM("", stop="b", limit="eos", **L2), None),
     "target is proposal": (LM("", temperature=2.0, target="proposal", **L2), 1.0),
+    "its forced end": (LM("", temperature=2.0, target="proposal", limit="eos", **L2), None),
     "regex": (LM("", regex="a(b|aa)?", max_tokens=3), None),
     "regex of one": (LM("", regex="ab", **L2), None),
     "regex and stop": (LM("", regex="a*", stop="b", max_tokens=3), None),
@@ -86,6 +110,51 @@ def test_strings(programs: ModuleType, name: str, model: str) -> None:
     check_distribution(dist, lm=lm, mass=mass)
 
 
+def test_forced_end_of_a_proposal_target(programs: ModuleType) -> None:
+    """Z = P(it ends in two tokens) under the warm law, by hand."""
+    warm = {
+        last: [q**0.5 / sum(r**0.5 for r in row) for q in row] for last, row in programs.P.items()
+    }
+    z = warm[""][2]
+    for first, last in enumerate("ab"):
+        ends = warm[last][2]
+        ends += sum(warm[last][second] * warm[then][2] for second, then in enumerate("ab"))
+        z += warm[""][first] * ends
+    law = check_distribution(STRINGS["its forced end"][0], lm=programs.AB, mass=None)
+    assert abs(law.z - z) <= 1e-12
+    with pytest.raises(BadArgument, match="takes a temperature only"):
+        LM("", target="proposal", limit="eos", top_p=0.5)
+
+
+UNSCORED: dict[str, tuple[Distribution, float | None]] = {
+    "truncated": (LM("", top_p=0.6, target="proposal", **L2), 1.0),
+    "masked": (LM("", regex="a*", target="proposal", **L2), None),
+    "mixed": (LM("", temperature=2.0, mixture=0.3, target="proposal", **L2), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", UNSCORED)
+def test_targets_that_refuse_to_score(programs: ModuleType, name: str) -> None:
+    dist, mass = UNSCORED[name]
+    check_distribution(dist, lm=programs.AB, mass=mass, scores=False)
+    with pytest.raises(BadArgument, match="cannot be scored"):
+        check_distribution(dist, lm=programs.AB, mass=mass)
+
+
+@pytest.mark.parametrize("model", ["TWINS", "MERGES"])
+def test_mixture_of_tokenisations(programs: ModuleType, model: str) -> None:
+    """A text listed for enumeration keeps its own tokens, so scoring it again agrees."""
+
+    @program
+    def mixed() -> Any:
+        x = sample("x", Mixture([LM("", **L2), LM("", **L2).tempered(2.0)], [0.3, 0.7]))
+        observe("again", LM("a", **L2), x)
+        return x
+
+    for engine in (Enumerate(), Importance(particles=1)):
+        assert_properly_weighted(mixed, engine=engine, lm=getattr(programs, model))
+
+
 @pytest.mark.parametrize("name", ["target is proposal", "temperature", "mixture", "hot regex"])
 def test_scored_q_is_the_drawn_q(programs: ModuleType, name: str) -> None:
     """P(draw this token path) = exp(log q), for every path."""
@@ -97,8 +166,6 @@ def test_scored_q_is_the_drawn_q(programs: ModuleType, name: str) -> None:
         own = Env({"default": programs.AB}, chance)
         drawn: Draw = run_now(dist.draw(5, own), own, Ledger())
         return drawn
-
-    from lmppl.weights import exp
 
     for probability, drawn in outcomes(run):
         ids = tuple(drawn.value.token_ids.tolist())

