@@ -568,14 +568,15 @@ def test_a_second_interrupt_ends_at_once() -> None:
     assert running.returncode == 130
 
 
-def test_kill_9_and_resume(invoke: Invoke) -> None:
-    """Six kills at different times: nothing seen is lost, nothing is there twice."""
-    write_questions(30, wait=0.04)
+@pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_kill_9_and_resume(kills: int, invoke: Invoke) -> None:
+    """Killed at different times: nothing seen is lost, nothing is there twice."""
+    write_questions(6 * kills, wait=0.04)
     seen: dict[Any, Any] = {}
-    for kill in range(6):
+    for kill in range(kills):
         running = start(*RUN, "--resume", "--concurrency", "3")
         wait_for(running, len(seen) + 1 + kill % 3)
-        time.sleep(0.007 * kill)
+        time.sleep(0.007 * (kill % 11))
         running.kill()
         running.communicate()
         text = Path("out/results.jsonl").read_text()
