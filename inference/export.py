@@ -193,6 +193,7 @@ def _resample(posterior: Posterior, draws: int, seed: int) -> Ints:
 
 # -- variables ------------------------------------------------------------------------------------
 
+
 def _variables(posterior: Posterior) -> tuple[Variables, Variables]:
     """Numbers and texts."""
     numbers: Variables = {}
