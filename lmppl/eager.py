@@ -39,10 +39,10 @@ class EagerContext(Context):
     ) -> None:
         """Take the ambient handlers and models along."""
         super().__init__(list(local.ambient))
-        from lmppl.lm.load import load
+        from lmppl.lm.load import shared
 
         self.key = key
-        self.env = Env({**local.models, **(models or {})}, chance or GumbelMax(), load)
+        self.env = Env({**local.models, **(models or {})}, chance or GumbelMax(), shared)
         self.ledger = Ledger()
         self.head: Entry | None = None
         self.result: Any = None

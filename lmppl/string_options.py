@@ -123,9 +123,15 @@ def _checked(
             f"regex must be text, got {type(regex).__name__}", fix='write regex=r"[0-9]+"'
         )
     if limit not in ("prefix", "eos", "kill"):
-        raise BadArgument(f'limit must be "prefix", "eos" or "kill", got {limit!r}')
+        raise BadArgument(
+            f'limit must be "prefix", "eos" or "kill", got {limit!r}',
+            fix='write limit="prefix": the model cut at max_tokens',
+        )
     if target not in ("model", "proposal"):
-        raise BadArgument(f'target must be "model" or "proposal", got {target!r}')
+        raise BadArgument(
+            f'target must be "model" or "proposal", got {target!r}',
+            fix='write target="model": sampling settings are then only a proposal',
+        )
     if target == "proposal" and limit == "eos" and (top_p < 1 or top_k or mixture or regex):
         raise BadArgument(
             'limit="eos" with target="proposal" takes a temperature only',

@@ -37,7 +37,7 @@ def read(lm: LanguageModel, law: StringLaw, ids: Ids) -> tuple[StringState, int]
             state.kill()
             return state, n
         state.extend(lm, token, 0.0, 0.0)
-        if state.finish is not None:
+        if state.finish is not None or state.awaits_end:
             return state, n + 1
     return state, len(ids)
 
@@ -85,7 +85,7 @@ def canonical_endings(
     if n == len(ids):
         if not end and state.finish is None:
             return [Ending(ids, None)]
-        if found := endings(lm, whole, state):
+        if state.finish != "stop" and (found := endings(lm, whole, state)):
             return found
     raise _unsupported(lm, whole, value, ids, state, n)
 
