@@ -663,8 +663,9 @@ def test_the_value_of_a_site_knows_where_it_came_from() -> None:
     engine: tuple[Any, Any] = infer(model, engine=SMC(2), lm=AB).traces[0].result
     for first, second in (plain, engine):
         assert type(first) is Text and first.address == "first" and second.address == "second"
-        assert first.log_prob == pytest.approx(float(first.token_logprobs.sum()))
-        assert len(first.token_ids) == len(first.token_logprobs) >= len(first)
+        ids, logps = first.token_ids, first.token_logprobs
+        assert ids is not None and logps is not None and len(ids) == len(logps) >= len(first)
+        assert first.log_prob == pytest.approx(float(logps.sum()))
 
 
 def test_an_observed_string_weighs_its_probability() -> None:
