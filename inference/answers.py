@@ -248,6 +248,7 @@ class Answers(ABC):
         waiting = self.memo_waiting.setdefault(key, [])
         waiting.append((p, s))
         job = Effect(m.fn, m.args, m.kwargs or {}, None, m.address)
+        job.key = key
         s.job = job
         if len(waiting) == 1:
             new.append(self._submit(job, p, s))
@@ -279,10 +280,9 @@ class Answers(ABC):
     def _effect_done(self, p: Particle, s: Strand, m: Message, job: Effect, new: list[Job]) -> None:
         value, error = job.outcome
         if m.op == "cached":
-            key = memo_key(m.fn, m.args)
-            waiting = self.memo_waiting.pop(key, [(p, s)])
+            waiting = self.memo_waiting.pop(job.key, [(p, s)])
             if error is None:
-                self.memo[key] = freeze(value)
+                self.memo[job.key] = freeze(value)
         else:
             self.ledger.effects += 1
             waiting = [(p, s)]
@@ -299,7 +299,7 @@ class Answers(ABC):
             policy = m.options[0] or self.on_error
             if policy == "retry" and job.tries < m.options[2]:
                 again = Effect(m.fn, m.args, m.kwargs or {}, m.options[1], m.address)
-                again.tries = job.tries + 1
+                again.key, again.tries = job.key, job.tries + 1
                 t.job = again
                 new.append(self._submit(again, q, t))
                 continue

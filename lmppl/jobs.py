@@ -123,7 +123,18 @@ class Effect:
     Its outcome is `(value, None)` or `(None, error)`.
     """
 
-    __slots__ = ("args", "fn", "kwargs", "ledger", "outcome", "owner", "site", "timeout", "tries")
+    __slots__ = (
+        "args",
+        "fn",
+        "key",
+        "kwargs",
+        "ledger",
+        "outcome",
+        "owner",
+        "site",
+        "timeout",
+        "tries",
+    )
 
     def __init__(
         self,
@@ -135,6 +146,8 @@ class Effect:
     ) -> None:
         """Keep the parts."""
         self.site = site
+        self.key: Any = None
+        """Of the memory of `cached`, as it was when the call began."""
         self.tries = 0
         self.fn = fn
         self.args = args

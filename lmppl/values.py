@@ -82,7 +82,7 @@ def _identity(value: Any, outer: tuple[int, ...]) -> Hashable:
     code = getattr(value, "__code__", None)
     if code is not None and hasattr(value, "__closure__"):
         inside = (*outer, id(value))
-        captured = [_contents(cell) for cell in value.__closure__ or ()]
+        captured = tuple(_contents(cell) for cell in value.__closure__ or ())
         parts = (value.__defaults__, value.__kwdefaults__, captured)
         return (code, value.__module__, *(_identity(p, inside) for p in parts))
     if isinstance(value, partial):
@@ -103,7 +103,9 @@ def _identity(value: Any, outer: tuple[int, ...]) -> Hashable:
 
 
 def _contents(cell: Any) -> Any:
+    """What a function captured: one that can change is meant as itself, not as its contents."""
     try:
-        return cell.cell_contents
+        value = cell.cell_contents
     except ValueError:
         return "empty"
+    return _Same(value) if isinstance(value, (list, dict, set)) else value
