@@ -84,7 +84,8 @@ def entries(head: Entry | None) -> list[Entry]:
         while node is not None and node is not stop:
             inside = node.inside
             if inside is None:
-                out.append(node)
+                if node.op not in ("loop", "plate"):  # one without a site inside
+                    out.append(node)
                 node = node.prev
                 continue
             stack.append((node.prev, stop))

@@ -170,12 +170,13 @@ def test_addresses_are_whole() -> None:
 
 
 def test_a_misspelt_condition_is_an_error_of_the_run() -> None:
-    for run in (
+    runs: list[Any] = [
         lambda: exact(rain, observations={"ran": True}),
         lambda: exact(H.condition(rain, {"ran": True})),
         lambda: exact(H.do(rain, {"ran": True})),
         lambda: exact(H.seed(H.condition(rain, {"wet": True, "ran": True}), 0)),
-    ):
+    ]
+    for run in runs:
         with pytest.raises(UnusedCondition, match="no sample site is called 'ran'") as raised:
             run()
         assert "did you mean 'rain'?" in str(raised.value)
@@ -255,9 +256,13 @@ def test_replay_repeats_a_trace_and_draws_the_rest() -> None:
 def test_replay_does_not_run_a_recorded_effect_again() -> None:
     ran = []
 
+    def tool() -> int:
+        ran.append(1)
+        return len(ran)
+
     @program
     def model() -> Any:
-        return effect("tool", lambda: ran.append(1) or len(ran))
+        return effect("tool", tool)
 
     t = traced(model)
     assert t.result == 1

@@ -418,9 +418,10 @@ def test_what_can_be_a_program() -> None:
         ("text", "str"),
         (None, "NoneType"),
     ):
-        for use in (program, infer):
+        uses: list[Any] = [program, infer]
+        for use in uses:
             with pytest.raises(BadProgram, match=what) as raised:
-                use(wrong)  # type: ignore[operator]
+                use(wrong)
             assert isinstance(raised.value, TypeError) and "fix:" in str(raised.value)
     assert infer(Klass(), engine=Importance(1)).values() == [4]
     assert infer(lambda: sample("x", Delta(5)), engine=Importance(1)).values() == [5]
