@@ -8,9 +8,10 @@ from lmppl import handlers
 from lmppl.chat import Chat
 from lmppl.checking import check
 from lmppl.choice import Choice
-from lmppl.distributions import Bernoulli, Categorical, Delta, Mixture, Uniform
+from lmppl.distributions import Bernoulli, Categorical, Delta, Uniform
 from lmppl.errors import LmpplError
 from lmppl.lm.load import load
+from lmppl.mixture import Mixture
 from lmppl.primitives import (
     cached,
     call,

@@ -19,7 +19,7 @@ def tapes(post: Posterior) -> list[Any]:
     """All that was drawn and how it was weighed, bit by bit."""
     found = []
     for trace, weight in zip(post.traces, post.log_weights.tolist(), strict=True):
-        sites = []
+        sites: list[Any] = []
         for e in trace.sites:
             if e.op != "jobs":
                 ids = getattr(e.value, "token_ids", None)

@@ -208,8 +208,8 @@ class Own:
 
     error: float = 0.0
 
-    def infer(self, program_of: Any, *args: Any, **options: Any) -> Any:
-        found = infer(program_of, *args, engine=Importance(particles=1), **options)
+    def infer(self, program: Any, *args: Any, **options: Any) -> Any:
+        found = infer(program, *args, engine=Importance(particles=1), **options)
         found.log_evidence += self.error
         return found
 
