@@ -214,13 +214,14 @@ class CoroutineFrame(Frame):
     def __init__(self, strand: Strand) -> None:
         """Refuse plain functions."""
         super().__init__(strand)
-        if not is_async(strand.launch.fn):
+        if strand.parent is None and not is_async(strand.launch.fn):
             raise BadProgram(
                 "the coroutine driver runs async def programs only",
                 fix='write async def ... await sample(...), or use driver="greenlet" or "eager"',
             )
         self._coroutine: Any = None
         self._started = False
+        self._variables = contextvars.copy_context()
 
     def drive(self, value: Any) -> Any:
         """Leave a coroutine to whoever awaits it: nothing here can suspend a plain function."""
@@ -232,11 +233,11 @@ class CoroutineFrame(Frame):
         local.active = self.context
         try:
             if self._coroutine is None:
-                self._coroutine = self._call()
+                self._coroutine = self._variables.run(self._call)
                 if not inspect.iscoroutine(self._coroutine):  # a branch that is a plain function
                     raise StopIteration(self._coroutine)
                 self.context.is_async = True
-            message = self._coroutine.send(entry if self._started else None)
+            message = self._variables.run(self._coroutine.send, entry if self._started else None)
             self._started = True
         except StopIteration as stop:
             self.context.result = stop.value
@@ -261,7 +262,7 @@ class CoroutineFrame(Frame):
         before = local.active
         local.active = self.context
         try:
-            self._coroutine.throw(ParticleKilled)
+            self._variables.run(self._coroutine.throw, ParticleKilled)
         except (ParticleKilled, Exception):
             return
         finally:
@@ -290,6 +291,11 @@ class EagerFrame(Frame):
     _left: Message | None = None
     _line: str | None = None
 
+    def __init__(self, strand: Strand) -> None:
+        """Every step starts from the context variables of now."""
+        super().__init__(strand)
+        self._variables = contextvars.copy_context()
+
     def resume(self, entry: Entry | None) -> Message | None:
         """Run again, answered by the tape (which ends in `entry`)."""
         strand = self.context.strand
@@ -298,7 +304,7 @@ class EagerFrame(Frame):
         before = local.active
         local.active = self.context
         try:
-            self.context.result = self.drive(self._call())
+            self.context.result = self._variables.copy().run(lambda: self.drive(self._call()))
         except _Suspended:
             return self._left
         except Exception as error:
@@ -350,4 +356,9 @@ def driver(name: str | None, fn: Callable[..., Any]) -> type[Frame]:
         return GreenletFrame
     if name not in drivers:
         raise BadArgument(f"no driver is called {name!r}", fix=f"use one of {', '.join(drivers)}")
+    if name == "greenlet" and driver(None, fn) is not GreenletFrame:
+        raise BadArgument(
+            "the greenlet driver needs the package greenlet, which is not installed",
+            fix="run: pip install greenlet, or leave driver out: others run without it",
+        )
     return drivers[name]
