@@ -219,7 +219,7 @@ def infer_stream(
             why="its randomness would not be the particle's own",
             fix='write plate("questions", items, lambda item: infer(...)): the branches share a batch',
         )
-    engine = engine if engine is not None else default_engine()
+    engine = as_engine(engine)
     models = as_models(lm)
     answers = engine.chance(chance or GumbelMax())
 
@@ -258,11 +258,17 @@ def _arguments(question: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (question,), {}
 
 
-def default_engine() -> Engine:
-    """SMC with its defaults."""
+def as_engine(engine: Any) -> Engine:
+    """An engine as it is; `SMC()` where none is given."""
     from lmppl.inference.smc.particle_filter import SMC
 
-    return SMC()
+    if engine is None:
+        return SMC()
+    if not isinstance(engine, Engine):
+        raise BadArgument(
+            f"engine={excerpt(engine, 60)} is no engine", fix="write engine=SMC(particles=16)"
+        )
+    return engine
 
 
 OPTIONS: dict[str, Any] = {
@@ -284,9 +290,7 @@ def _prepare(
     o = {**OPTIONS, **options}
     engine, seed, kwargs = o["engine"], o["seed"], dict(o["kwargs"] or {})
     check_program(program)
-    engine = engine if engine is not None else default_engine()
-    if not isinstance(engine, Engine):
-        raise BadArgument(f"engine={engine!r} is no engine", fix="write engine=SMC(particles=16)")
+    engine = as_engine(engine)
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise BadArgument(f"seed must be an integer, got {seed!r}", fix="write seed=0")
     for name in ("observations", "params"):
