@@ -200,8 +200,13 @@ class AllParticlesDead(LmpplError):
     ) -> None:
         """A histogram of the sites that killed, commonest first."""
         ranked = sorted(deaths.items(), key=lambda kv: (-kv[1], kv[0]))
+        total = sum(deaths.values())
+        several = len(ranked) > 1
         shares = (
-            ", ".join(f"{site} ({count})" for site, count in ranked)
+            ", ".join(
+                f"{site} ({count}, {count / total:.0%})" if several else f"{site} ({count})"
+                for site, count in ranked
+            )
             or "no site (no particle was run)"
         )
         super().__init__(
