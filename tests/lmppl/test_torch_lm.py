@@ -23,6 +23,7 @@ from lmppl.lm.tokenizer import byte_alphabet  # noqa: E402
 from lmppl.lm.torch import TorchLM  # noqa: E402
 from lmppl.lm.torch_cache import Block  # noqa: E402
 from lmppl.random import Argmax, GumbelMax, fold_array  # noqa: E402
+from lmppl.testing import check_language_model  # noqa: E402
 from lmppl.types import Floats, Ids, Ints, Keys  # noqa: E402
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -599,3 +600,9 @@ def test_damaged_weights_are_reported(folder: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(CorruptModel, match="cannot be read"):
         load(str(tmp_path))
+
+
+def test_obeys_the_laws_of_language_models(pair: Pair) -> None:
+    """The public kit, on every architecture: rows, scores, masks, draws by keyed noise."""
+    contexts: list[str | Ids] = ["the cat", "a", "the dog the"]
+    check_language_model(pair.lm, contexts, texts=["the cat", "é<|im_end|>"], atol=1e-4, draws=16)
