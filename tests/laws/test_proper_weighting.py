@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lmppl.inference import SMC, Engine, Enumerate, Importance, Rejection, tokens
-from lmppl.testing import assert_properly_weighted
+from lmppl import LM, factor, observe, program, sample
+from lmppl.inference import SMC, Engine, Enumerate, Importance, Rejection, infer_many, tokens
+from lmppl.lm.table import TableLM
+from lmppl.testing import assert_properly_weighted, enumerate_exact, outcomes
+from lmppl.weights import exp
 
 ATOL = 1e-10
 AXES: dict[str, tuple[Any, ...]] = {
@@ -247,4 +250,68 @@ def test_observations_of_the_run(programs: ModuleType, engine: Engine, driver: s
 def test_any_function_of_the_trace(programs: ModuleType, of: Any) -> None:
     assert_properly_weighted(
         programs.soft, engine=SMC(particles=2, always=True), lm=programs.AB, of=of, atol=ATOL
+    )
+
+
+# -- many questions, several models --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize(
+    "engine", [Importance(particles=1), SMC(particles=2, always=True)], ids=repr
+)
+def test_questions_are_independent(programs: ModuleType, engine: Engine, concurrency: int) -> None:
+    """E[Ẑ₁ Ẑ₂ W₁(x) W₂(y)] = γ₁(x) γ₂(y): questions share batches, not draws."""
+
+    @program
+    def answer(last: str) -> Any:
+        x = sample("x", LM(last, max_tokens=1))
+        factor("long", 0.5 * len(x))
+        return x
+
+    def run(chance: Any) -> list[Any]:
+        return infer_many(
+            answer,
+            ["a", "b"],
+            engine=engine,
+            lm=programs.AB,
+            chance=chance,
+            concurrency=concurrency,
+        )
+
+    found: dict[Any, float] = {}
+    for probability, (first, second) in outcomes(run):
+        z = probability * exp(first.log_evidence + second.log_evidence)
+        for s, v in zip(first.traces, first.weights.tolist(), strict=True):
+            for t, w in zip(second.traces, second.weights.tolist(), strict=True):
+                found[s.result, t.result] = found.get((s.result, t.result), 0.0) + z * v * w
+    law = {last: enumerate_exact(answer, last, lm=programs.AB) for last in "ab"}
+    for x, p in law["a"].items():
+        for y, q in law["b"].items():
+            assert abs(found.pop((x, y), 0.0) - p * q) <= ATOL
+    assert not any(found.values())
+
+
+@pytest.mark.parametrize(
+    "engine", [Importance(particles=2), SMC(particles=2, always=True), Enumerate()], ids=repr
+)
+def test_two_models(programs: ModuleType, engine: Engine) -> None:
+    """One model writes, another judges: it has the same letters under other ids."""
+    judge = TableLM(
+        ["b", "a", "<eos>"], {(): [0.2, 0.5, 0.3], (0,): [0.3, 0.4, 0.3], (1,): [0.1, 0.6, 0.3]}
+    )
+
+    @program
+    def judged() -> Any:
+        x = sample("x", LM("", max_tokens=2))
+        observe("again", LM("a", max_tokens=2, lm="judge"), x)
+        return x
+
+    liked = {"": 0.3, "a": 0.6 * 0.3, "b": 0.1 * 0.3, "aa": 0.36, "ab": 0.06, "ba": 0.04}
+    assert_properly_weighted(
+        judged,
+        engine=engine,
+        lm={"default": programs.AB, "judge": judge},
+        exact={x: q * liked[x] for x, q in programs.strings("", 2)},
+        atol=ATOL,
     )
