@@ -285,7 +285,8 @@ def _prepare(
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise BadArgument(
             f"infer has no option {', '.join(unknown)}",
-            fix="pass keyword arguments of the program as kwargs={...}",
+            fix="options of an engine go into it, engine=SMC(particles=8); keyword arguments of the "
+            "program go into kwargs={...}",
         )
     o = {**OPTIONS, **options}
     engine, seed, kwargs = o["engine"], o["seed"], dict(o["kwargs"] or {})

@@ -70,7 +70,10 @@ class Machine(Answers):
     ) -> None:
         """Prepare, run nothing."""
         if on_error not in ("raise", "kill", "retry"):
-            raise BadArgument(f'on_error must be "raise", "kill" or "retry", got {on_error!r}')
+            raise BadArgument(
+                f'on_error must be "raise", "kill" or "retry", got {on_error!r}',
+                fix='write on_error="kill" to count particles that fail as impossible',
+            )
         self.program = program
         self.env = env
         self.key = key
@@ -184,7 +187,7 @@ class Machine(Answers):
         if isinstance(error, (MemoryError, SiteError)):
             raise error
         if isinstance(error, LmpplError) and (error.fatal or self.on_error != "kill"):
-            self._locate(error, p, s, None)
+            self._locate(error, p, s)
             raise error
         self._fail(p, s, error, "kill" if self.on_error == "kill" else "raise")
 
@@ -216,7 +219,7 @@ class Machine(Answers):
             except Exception as error:
                 s.frame = None
                 if isinstance(error, LmpplError) and (error.fatal or self.on_error == "raise"):
-                    self._locate(error, p, s, line_of(error))
+                    self._locate(error, p, s)
                     raise
                 if self.on_error == "retry" and p.retries < RETRIES:
                     p.retries += 1
@@ -251,8 +254,9 @@ class Machine(Answers):
                 message.fn, item, tuple(frame.context.handlers), old.scope
             )
 
-    def _where(self, p: Particle, s: Strand, line: str | None = None) -> str:
+    def _where(self, p: Particle, s: Strand, error: BaseException | None = None) -> str:
         """File and line, site, particle and question."""
+        line = line_of(error) if error is not None else None
         if line is None and s.frame is not None:
             line = s.frame.line()
         if s.pending is not None:
@@ -261,11 +265,11 @@ class Machine(Answers):
             site = f"after site {s.head.address!r}" if s.head is not None else "before any site"
         return ", ".join(w for w in (line, site, f"particle {p.index}", self.label) if w)
 
-    def _locate(self, error: LmpplError, p: Particle, s: Strand, line: str | None) -> None:
+    def _locate(self, error: LmpplError, p: Particle, s: Strand) -> None:
         """Say where, unless the branch or the nested run that it came from has."""
         if not error.located:
             error.located = True
-            error.add_where(self._where(p, s, line))
+            error.add_where(self._where(p, s, error))
 
     def _fail(self, p: Particle, s: Strand, error: BaseException, policy: str) -> None:
         if policy == "kill":
@@ -273,7 +277,7 @@ class Machine(Answers):
             site = last.address if last is not None else "the start"
             self.kill(p, site, f"{type(error).__name__}: {error}".splitlines()[0])
             return
-        found = self._site_error(error, self._where(p, s, line_of(error)))
+        found = self._site_error(error, self._where(p, s, error))
         found.trace = p.trace
         raise found from error
 

@@ -54,8 +54,9 @@ body{margin:0;background:var(--page)}
 .lmppl .body{padding:4px 0 16px 28px}
 .lmppl .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:14px}
 .lmppl .panel{border:1px solid var(--line);border-radius:8px;padding:8px 14px;min-width:0}
-.lmppl .panel table{width:100%}
+.lmppl .panel h3{margin:4px 0 8px;overflow-wrap:anywhere}
 .lmppl .panel td{border:0;padding:2px 10px 2px 0;overflow-wrap:anywhere}
+.lmppl .nowrap{white-space:nowrap}
 .lmppl:has(#f-differ:checked) .q:not(.differ),.lmppl:has(#f-wrong:checked) .q:not(.wrong),
 .lmppl:has(#f-error:checked) .q:not(.error){display:none}
 """
@@ -249,7 +250,7 @@ def _pairs(records: Sequence[ResultRecord]) -> str:
                     f"{p.losses:,}",
                     f'{p.difference:+.1%} <span class="sub">[{p.low:+.1%}, {p.high:+.1%}]</span>',
                     f"{p.p_value:.3g}",
-                    f'<span class="{kind}">{p.verdict}</span>',
+                    f'<span class="{kind} nowrap">{p.verdict}</span>',
                 )
             )
     if not body:
@@ -343,7 +344,7 @@ def _panel(record: ResultRecord) -> str:
         facts.append(f"log evidence {number(record.log_evidence)}{spread}")
     if record.ess is not None:
         facts.append(f"ESS {number(record.ess, 3)} of {record.particles:,}")
-    if record.unique_ancestors:
+    if record.particles > 1 and record.unique_ancestors:
         facts.append(f"{record.unique_ancestors:,} first ancestors")
     facts.append(f"{record.tokens_in:,} tokens in, {record.tokens_out:,} out")
     facts.append(f"{number(record.seconds, 3)} s")

@@ -105,15 +105,18 @@ class Constraint:
         if stop:
             ends = "|".join(re.escape(s).replace("\\\n", "\n") for s in stop)
             whole = f"(?:{regex})(?:{ends})"
-        matcher = LLMatcher(self.vocabulary.tokenizer, LLMatcher.grammar_from_regex(whole))
-        if matcher.is_error():
-            message = str(matcher.get_error()).strip()
-            raise ConstraintError(
-                "this regex is not valid",
-                value=excerpt(regex),
-                why=message.splitlines()[0][:200] if message else None,
-                fix="use the syntax of Rust's regex crate: no look-around, no back-references",
-            )
+        # alone first: "a)|(b" would become valid, and another language, inside the brackets
+        for pattern in dict.fromkeys((regex, whole)):
+            matcher = LLMatcher(self.vocabulary.tokenizer, LLMatcher.grammar_from_regex(pattern))
+            if matcher.is_error():
+                lines = str(matcher.get_error()).strip().splitlines() or ["no reason given"]
+                reasons = [line for line in lines if line.startswith("error: ")] or lines
+                raise ConstraintError(
+                    "this regex is not valid",
+                    value=excerpt(regex),
+                    why=reasons[0].removeprefix("error: ")[:200],
+                    fix="use the syntax of Rust's regex crate: no look-around, no back-references",
+                )
         self._states: dict[bytes, ConstraintState] = {}
         self._start = ConstraintState(self, matcher, b"")
 

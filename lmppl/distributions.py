@@ -216,7 +216,9 @@ class Bernoulli(Categorical):
     def __init__(self, p: float) -> None:
         """Check that p is a probability."""
         if isinstance(p, str) or not 0.0 <= p <= 1.0:
-            raise BadArgument(f"Bernoulli needs a probability, got {p!r}", fix="0 <= p <= 1")
+            raise BadArgument(
+                f"Bernoulli needs a probability, got {p!r}", fix="write Bernoulli(0.5)"
+            )
         super().__init__({True: p, False: 1.0 - p})
 
     def _repeats(self) -> bool:

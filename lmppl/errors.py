@@ -308,7 +308,7 @@ class CapabilityError(LmpplError):
     ) -> CapabilityError:
         """What an engine or a distribution needs, against what the model declares."""
         return cls(
-            f"{asker} needs {needs} of {model!r}, which declares {has!r}",
+            f"{asker} needs {needs} of {model!r}, which declares {has}",
             why="checked before any token is drawn",
             fix=fix,
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from lmppl.errors import CapabilityError, NoLanguageModel, excerpt
+from lmppl.errors import CapabilityError, ModelNotFound, NoLanguageModel, excerpt
 from lmppl.ledger import Ledger, ModelCost
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import StringState, advance
@@ -186,7 +186,13 @@ class Env:
         else:
             return lm
         if lm is not None and self.resolve is not None:
-            return self.resolve(lm)
+            try:
+                return self.resolve(lm)
+            except ModelNotFound as error:
+                if self.models:
+                    error.fields["value"] = f"models given: {', '.join(sorted(self.models))}"
+                    error.add_where(f"LM(..., lm={lm!r})")
+                raise
         if lm is not None and self.models:
             raise CapabilityError(
                 f"no language model is called {lm!r} here",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from types import FrameType
+
+_STANDARD = (*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")), "<frozen")
 
 
 def caller() -> str:
@@ -22,13 +25,17 @@ def user_line(frame: FrameType | None) -> str | None:
 
 
 def line_of(error: BaseException) -> str | None:
-    """file:line of the user's code that raised an error, as deep as it goes."""
+    """file:line of the user's code that raised an error, as deep as it goes; no library's."""
     found, trace = None, error.__traceback__
     while trace is not None:
-        if not _ours(trace.tb_frame):
+        if not _ours(trace.tb_frame) and not _library(trace.tb_frame.f_code.co_filename):
             found = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found
+
+
+def _library(file: str) -> bool:
+    return file.startswith(_STANDARD) or "site-packages" in file or "dist-packages" in file
 
 
 def _ours(frame: FrameType) -> bool:

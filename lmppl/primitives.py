@@ -116,7 +116,10 @@ def effect(
         **kwargs: its keyword arguments.
     """
     if on_error not in (None, "raise", "kill", "retry"):
-        raise BadArgument(f'on_error must be "raise", "kill" or "retry", got {on_error!r}')
+        raise BadArgument(
+            f'effect {name!r}: on_error must be "raise", "kill" or "retry", got {on_error!r}',
+            fix='write on_error="retry", or leave it out for the run\'s policy',
+        )
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
         raise BadArgument(
             f"effect {name!r}: timeout must be a positive number of seconds, got {timeout!r}",

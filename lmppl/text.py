@@ -295,6 +295,6 @@ def prompt(template: str, /, **values: object) -> Text:
         raise BadArgument(
             f"prompt values {', '.join(unused)} have no field",
             value=excerpt(template),
-            fix="remove them",
+            fix=f"write {{{unused[0]}}} in the template, or leave the value out",
         )
     return concat(tuple(parts))

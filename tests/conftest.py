@@ -93,6 +93,11 @@ def mutants() -> ModuleType:
     return helper("laws/mutants")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update-golden` writes the messages of `tests/golden/` anew."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The arguments `case` and `mutant` stand for every program and every mistaken engine."""
     if "case" in metafunc.fixturenames:

@@ -52,7 +52,9 @@ class tokens:  # noqa: N801
     def __post_init__(self) -> None:
         """Check k."""
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise BadArgument(f"tokens(k) needs a positive integer, got {self.k!r}")
+            raise BadArgument(
+                f"tokens(k) needs a positive integer, got {self.k!r}", fix="write tokens(8)"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,14 @@ class SMC(Engine):
         """Check the arguments."""
         check_particles(self.particles)
         if not (isinstance(self.ess_threshold, (int, float)) and 0.0 <= self.ess_threshold <= 1.0):
-            raise BadArgument(f"ess_threshold must be in [0, 1], got {self.ess_threshold!r}")
+            raise BadArgument(
+                f"ess_threshold must be in [0, 1], got {self.ess_threshold!r}",
+                fix="write ess_threshold=0.5: resample when ESS falls below half the particles",
+            )
         if not isinstance(self.resample_at, tokens) and self.resample_at not in ("site", "factor"):
             raise BadArgument(
-                f'resample_at must be "site", "factor" or tokens(k), got {self.resample_at!r}'
+                f'resample_at must be "site", "factor" or tokens(k), got {self.resample_at!r}',
+                fix='write resample_at="factor", or resample_at=tokens(8)',
             )
         object.__setattr__(self, "_scheme", scheme(self.resampling))
 

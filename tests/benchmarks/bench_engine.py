@@ -108,9 +108,13 @@ def main() -> None:
     smc = SMC(particles=n, always=True)
     run = median_seconds(lambda: infer(sites, k, engine=smc, lm=FREE, seed=0))
     rows.append(("1,000 × 20 sites, resampled at each", run, "s", "≤ 1.5"))
-    run = median_seconds(lambda: infer(weighted, k, engine=SMC(particles=n, always=True), lm=FREE, seed=0))
+    run = median_seconds(
+        lambda: infer(weighted, k, engine=SMC(particles=n, always=True), lm=FREE, seed=0)
+    )
     rows.append(("the same with a factor after each", run, "s", ""))
-    rows.append(("memory per particle, 1,000 tokens", memory_per_particle(200, 1000) / 1e3, "kB", "≤ 50"))
+    rows.append(
+        ("memory per particle, 1,000 tokens", memory_per_particle(200, 1000) / 1e3, "kB", "≤ 50")
+    )
     for name, value, unit, bound in rows:
         print(f"{name:42} {value:9.2f} {unit:3} {bound}")
 
