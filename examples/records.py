@@ -41,7 +41,9 @@ ORDER = rf" [1-9][0-9]? [a-z]{{3,10}}, (?:{DAYS})"
 
 @program
 def record(note: str) -> str:
-    order = sample("order", LM(f"{READ}Note: {note}\nOrder:", regex=ORDER, stop="\n", max_tokens=16))
+    order = sample(
+        "order", LM(f"{READ}Note: {note}\nOrder:", regex=ORDER, stop="\n", max_tokens=16)
+    )
     observe("note", LM(f"{WRITE}Order:{order}\nNote:", stop="\n", max_tokens=80), f" {note}")
     return str(order).strip()
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from lmppl import LM, Choice, effect, factor, observe, program, sample
+from lmppl import LM, effect, factor, program, sample
 from lmppl.tools import calculate
 
 NEEDS = "smollm2"

@@ -70,19 +70,19 @@ class _Call:
         try:
             value = self.variables.run(self.job.fn, *self.job.args, **self.job.kwargs)
             if inspect.isawaitable(value):
-                self.runner.on_loop(self.wait(value))
+                self.runner.on_loop(self.wait(lambda: value), value)
                 return
         except BaseException as error:  # the scheduler decides what stops the run
             self.settle(None, error)
         else:
             self.settle(value, None)
 
-    async def wait(self, value: Any) -> None:
-        """On the event loop: await a value, and hand over whatever comes of it."""
+    async def wait(self, make: Callable[[], Any]) -> None:
+        """On the event loop: await what `make` gives, and hand over whatever comes of it."""
         clock = asyncio.timeout(self.job.timeout)
         try:
             async with clock:
-                result = await value
+                result = await make()
         except BaseException as error:
             if isinstance(error, TimeoutError) and clock.expired():
                 error = self.too_late()
@@ -102,6 +102,8 @@ class EffectRunner:
         self.lock = threading.Lock()
         self._tasks: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._workers = self._idle = 0
+        self._queued = 0
+        """Calls that no worker has taken yet: with `_idle`, changed only under the lock."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def submit(self, job: Effect) -> None:
@@ -109,12 +111,13 @@ class EffectRunner:
         call = _Call(job, self)
         if inspect.iscoroutinefunction(job.fn):
             call.start()
-            self.on_loop(call.wait(job.fn(*job.args, **job.kwargs)))
+            self.on_loop(call.wait(lambda: job.fn(*job.args, **job.kwargs)))
             return
-        self._tasks.put(call)
         with self.lock:
-            if self._idle < self._tasks.qsize() and self._workers < WORKERS:
+            self._queued += 1
+            if self._idle < self._queued and self._workers < WORKERS:
                 self._add_worker()
+        self._tasks.put(call)
 
     def replace_worker(self, call: _Call) -> None:
         """A thread does not come back in time: let another one take its place."""
@@ -134,14 +137,18 @@ class EffectRunner:
             call = self._tasks.get()
             with self.lock:
                 self._idle -= 1
+                self._queued -= call is not None
             if call is None:
                 break
             call.run()
         with self.lock:
             self._workers -= 1
 
-    def on_loop(self, coroutine: Any) -> None:
-        """Schedule a coroutine on the event loop, which starts with the first one."""
+    def on_loop(self, coroutine: Any, inner: Any = None) -> None:
+        """Schedule a coroutine on the event loop, which starts with the first one.
+
+        `inner` is one that it awaits, made before: closed with it, should it never start.
+        """
         with self.lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -149,7 +156,7 @@ class EffectRunner:
                     target=_run_loop, args=(self._loop,), name="lmppl-loop", daemon=True
                 ).start()
             loop = self._loop
-        loop.call_soon_threadsafe(lambda: _keep(loop.create_task(coroutine)))
+        loop.call_soon_threadsafe(lambda: _keep(loop.create_task(coroutine), inner))
 
     def close(self) -> None:
         """Start no more; running threads end by themselves, coroutines are cancelled."""
@@ -164,10 +171,12 @@ class EffectRunner:
 _TASKS: set[asyncio.Task[Any]] = set()
 
 
-def _keep(task: asyncio.Task[Any]) -> None:
+def _keep(task: asyncio.Task[Any], inner: Any) -> None:
     """A loop holds its tasks weakly."""
     _TASKS.add(task)
     task.add_done_callback(_TASKS.discard)
+    if inspect.iscoroutine(inner):
+        task.add_done_callback(lambda _: inner.close())
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

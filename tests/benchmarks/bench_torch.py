@@ -114,7 +114,8 @@ def main() -> None:
     found = smollm2.locate()
     lm = TorchLM.load(found.path, name="smollm2", source=found.source, device="cpu")
     lm.eos_ids = frozenset()  # every way makes the same number of tokens
-    plain = AutoModelForCausalLM.from_pretrained(str(found.path), use_safetensors=True).eval()
+    plain: Any = AutoModelForCausalLM.from_pretrained(str(found.path), use_safetensors=True)
+    plain.eval()
     plain.generation_config.eos_token_id = None
     ids = lm.encode(PROMPT)
     rows, count = args.rows, args.tokens

@@ -121,7 +121,10 @@ def test_a_posterior_shows_its_numbers() -> None:
     page = Page(html)
     fetches_nothing(html)
     low, high = post.log_evidence_interval()
-    assert f"{number(post.log_evidence)}log evidence, 95 %: {number(low)} … {number(high)}" in page.text
+    assert (
+        f"{number(post.log_evidence)}log evidence, 95 %: {number(low)} … {number(high)}"
+        in page.text
+    )
     assert f"{number(post.ess)}effective sample size of 20 particles" in page.text
     assert f"{post.unique_ancestors}first ancestors left" in page.text
     marginal = post.marginal()
@@ -193,7 +196,9 @@ def test_a_large_posterior_makes_a_small_page() -> None:
     rng = np.random.default_rng(0)
     n, t = 2000, 300
     steps = [np.sort(rng.integers(0, n, n)) for _ in range(t)]
-    history = History(n, [n / 2] * t, [-float(i) for i in range(t)], list(steps), [n // (i + 1) for i in range(t)])
+    history = History(
+        n, [n / 2] * t, [-float(i) for i in range(t)], list(steps), [n // (i + 1) for i in range(t)]
+    )
     found = [Trace(Entry(None, "sample", "x", "long " * 2000), i) for i in range(n)]
     html = posterior_html(Posterior(found, rng.normal(size=n), -1.0, history=history))
     Page(html)
@@ -206,12 +211,16 @@ def test_a_large_posterior_makes_a_small_page() -> None:
 
 def test_bars_are_as_long_as_their_share() -> None:
     for share in (0.0, 0.25, 1.0):
-        widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="10"', bar(share, width=102))]
+        widths = [
+            float(w) for w in re.findall(r'width="([\d.]+)" height="10"', bar(share, width=102))
+        ]
         assert widths == [100.0, pytest.approx(100 * share)]
     assert "path" not in bar(0.5, 0.0) and "path" not in bar(0.5, math.nan)
     low, high = re.findall(r"M([\d.]+) 7H([\d.]+)", bar(0.5, 0.1, width=102))[0]
     assert (float(low), float(high)) == (31.0, 71.0), "plus and minus two standard errors"
-    assert re.findall(r"M([\d.]+) 7H([\d.]+)", interval_bar(0.5, 0.4, 0.9, width=102)) == [("41.0", "91.0")]
+    assert re.findall(r"M([\d.]+) 7H([\d.]+)", interval_bar(0.5, 0.4, 0.9, width=102)) == [
+        ("41.0", "91.0")
+    ]
 
 
 def test_curves_break_where_there_is_no_number() -> None:
@@ -286,7 +295,12 @@ def test_filters_find_their_questions(two_engines: list[dict[str, Any]], tmp_pat
     assert sum("error" in k for k in kinds) == 1
     assert sum("wrong" in k for k in kinds) == 9
     assert sum("differ" in k for k in kinds) == 6, "of an error no answer is known to differ"
-    for label in ("all questions (10)", "engines differ (6)", "some engine wrong (9)", "errors (1)"):
+    for label in (
+        "all questions (10)",
+        "engines differ (6)",
+        "some engine wrong (9)",
+        "errors (1)",
+    ):
         assert label in page.text
     rules = style_of(html)
     for key, kind in (("differ", "differ"), ("wrong", "wrong"), ("error", "error")):
@@ -373,7 +387,9 @@ def test_a_missing_field_is_named() -> None:
 
 def test_mass_on_gold_compares_as_text_too() -> None:
     def mass(gold: Any, posterior: list[Any]) -> float | None:
-        return gold_mass(ResultRecord(id=1, program="p", engine="e", gold=gold, posterior=posterior))
+        return gold_mass(
+            ResultRecord(id=1, program="p", engine="e", gold=gold, posterior=posterior)
+        )
 
     assert mass("7", [[7, 0.5, 0], [" 7", 0.25, 0], ["8", 0.25, 0]]) == 0.75
     assert mass([1, 2], [[[1, 2], 0.5, 0]]) == 0.5
