@@ -156,7 +156,12 @@ class EffectRunner:
                     target=_run_loop, args=(self._loop,), name="lmppl-loop", daemon=True
                 ).start()
             loop = self._loop
-        loop.call_soon_threadsafe(lambda: _keep(loop.create_task(coroutine), inner))
+        try:
+            loop.call_soon_threadsafe(lambda: _keep(loop.create_task(coroutine), inner))
+        except RuntimeError:  # the run is over, and its loop closed
+            coroutine.close()
+            if inspect.iscoroutine(inner):
+                inner.close()
 
     def close(self) -> None:
         """Start no more; running threads end by themselves, coroutines are cancelled."""
