@@ -1,0 +1,130 @@
+"""What pages say of the code: the list of public names, and tests that are named as proofs.
+
+Regenerate the list by `python tests/test_doc_facts.py --write`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+API = ROOT / "docs" / "api.md"
+
+EXPORTED = {
+    "lmppl": "The language.",
+    "lmppl.handlers": "Handlers: what changes the meaning of sites.",
+    "lmppl.inference": "Engines and posteriors.",
+    "lmppl.testing": "Checks that you can run on your own programs, engines, distributions and models.",
+}
+"""Modules whose `__all__` is the interface; `tests/public_names.txt` records them."""
+
+BENEATH = {
+    "lmppl.lm.base": ["LanguageModel", "Rows", "Drawn", "TokenLaw", "Capabilities", "Usage"],
+    "lmppl.lm.table": ["TableLM", "token_law"],
+    "lmppl.lm.torch": ["TorchLM"],
+    "lmppl.lm.load": ["available", "load"],
+    "lmppl.distributions": ["Distribution", "after", "gather"],
+    "lmppl.jobs": ["Draw", "Env"],
+    "lmppl.trace": ["Trace", "Entry"],
+    "lmppl.random": ["Chance", "GumbelMax", "fold", "draw"],
+    "lmppl.weights": ["log_sum_exp", "log_mean_exp", "normalize", "ess"],
+    "lmppl.ledger": ["Ledger", "ModelCost"],
+    "lmppl.tools": ["calculate", "evaluate"],
+    "lmppl.inference.posterior": ["History", "population_posterior"],
+    "lmppl.inference.population": ["Machine"],
+    "lmppl.inference.particles": ["Particle"],
+    "lmppl.inference.smc.resampling": ["systematic", "stratified", "residual", "multinomial"],
+}
+"""What one needs to extend the package, by the file it is in."""
+
+HEAD = """# Public names
+
+One line each, from the docstrings. `help(name)` has the rest. The names of the first four modules are
+the interface: `tests/public_names.txt` records them, and a change shows in the diff.
+"""
+
+
+def source_of(module: str) -> ast.Module:
+    """The parsed file of a module, without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.parse(Path(spec.origin).read_text("utf-8"))
+
+
+def written(module: str, name: str) -> str:
+    """The first line of a docstring in a file."""
+    for node in source_of(module).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    raise AssertionError(f"{module} has no {name}")
+
+
+def exported(module: str) -> list[tuple[str, str]]:
+    """The names of a public module with their first lines, in order."""
+    loaded = importlib.import_module(module)
+    found = []
+    for name in sorted(loaded.__all__, key=str.lower):
+        doc = getattr(loaded, name).__doc__ or ""
+        found.append((name, doc.strip().partition("\n")[0]))
+    return found
+
+
+def table(rows: list[tuple[str, str]]) -> list[str]:
+    lines = ["| name | |", "| --- | --- |"]
+    return lines + [f"| `{name}` | {doc.replace('|', chr(92) + '|')} |" for name, doc in rows]
+
+
+def page() -> str:
+    lines = [HEAD]
+    for module, about in EXPORTED.items():
+        lines += [f"## {module}", "", about, "", *table(exported(module)), ""]
+    lines += ["## Beneath", "", "For engines, distributions and backends of your own.", ""]
+    for module, names in BENEATH.items():
+        lines += [f"### {module}", "", *table([(n, written(module, n)) for n in names]), ""]
+    return "\n".join(lines)
+
+
+def test_the_list_of_names_is_the_code() -> None:
+    assert API.read_text("utf-8") == page(), "run: python tests/test_doc_facts.py --write"
+
+
+@pytest.mark.parametrize("module", EXPORTED)
+def test_every_public_name_has_a_line(module: str) -> None:
+    assert [name for name, doc in exported(module) if not doc] == []
+
+
+def named_tests() -> list[tuple[str, str]]:
+    """`tests/…/test_x.py::test_y` in the pages."""
+    found: set[tuple[str, str]] = set()
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        text = path.read_text("utf-8")
+        found.update(re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", text))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("file", "name"), named_tests())
+def test_a_named_proof_exists(file: str, name: str) -> None:
+    path = ROOT / file
+    assert path.is_file(), f"a page names {file}"
+    names = [
+        n.name
+        for n in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(n, ast.FunctionDef)
+    ]
+    assert not name or name in names, f"a page names {file}::{name}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/test_doc_facts.py --write")
+    sys.path[0] = str(ROOT)  # tests/ holds a folder of the same name
+    API.write_text(page(), "utf-8")
+    print(f"wrote {API.relative_to(ROOT)}")
