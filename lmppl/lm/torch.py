@@ -35,8 +35,8 @@ from lmppl.lm.torch_cache import SPARE, Block
 from lmppl.lm.torch_draw import Logits
 from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_network import Engine, Network
-from lmppl.lm.torch_prefill import Limits, Places, Prefill, Retained
-from lmppl.lm.torch_rows import TorchRows
+from lmppl.lm.torch_prefill import Limits, Places, Prefill, Retained, Sink
+from lmppl.lm.torch_rows import TorchRows, is_identity
 from lmppl.lm.torch_score import Scoring
 from lmppl.lm.torch_store import RetainedRows
 from lmppl.types import Floats, Ids, Ints
@@ -185,42 +185,62 @@ class TorchLM(LanguageModel):
             place = {c: u for u, c in enumerate(unique)}
             which = np.array([place[c] for c in contexts], dtype=np.int64)
             before = self.usage.computed_tokens
+            block: Block | NativeBlock
             if self.network.engine == "slots":
-                block, scores = self._prefill(unique, which)
+                block, at, scores = self._prefill(unique, which)
             else:
                 native, scores = self.network.start(unique)
                 block, scores = native.select(which), self._rows_of(scores, which)
+                at = np.arange(len(which))
             computed = self.usage.computed_tokens - before
             self.usage.cached_tokens += sum(map(len, contexts)) - computed
             ids, lens = as_key_matrix(contexts, self.spare)
-            return TorchRows(self, block, self._logits(scores), ids, lens)
+            return TorchRows(self, block, at, self._logits(scores), ids, lens)
 
-    def _prefill(self, unique: Sequence[Ids], which: Ints) -> tuple[Block | NativeBlock, Tensor]:
+    def _prefill(self, unique: Sequence[Ids], which: Ints) -> tuple[Block, Ints, Tensor]:
+        """The block of a batch, the place of each row in it, and the scores of its rows."""
         parts: list[tuple[Tensor, Places]] = []
         needs = [len(c) - 1 for c in unique]
-        plan = Prefill(
+        plan = self._planned(
             unique,
+            np.bincount(which, minlength=len(unique)).tolist(),
             needs,
-            self.store.index,
-            self.network.forward,
             lambda scores, places: parts.append((scores, places)),
-            self.limits,
-            single=len(which) == 1,
         )
         for u, match in enumerate(plan.matches):
             if match is None:
                 continue
-            self.store.touch(match.owner)
             exact = match.shared == match.length == len(unique[u])
             if exact and match.owner.logits is not None:
                 needs[u] = len(unique[u])
                 row = np.array([match.row], dtype=np.int64)
                 parts.append((self._rows_of(match.owner.logits.scores, row), [(u, -1)]))
-        block, order = plan.run()
-        block = self._expand(block, np.argsort(order)[which])
-        at = {u: n for n, u in enumerate(u for _, places in parts for u, _ in places)}
+        block, order = self._run(plan)
+        rows = np.argsort(order)[which]  # row of the block that each row of the batch copies
+        outer = np.argsort(rows, kind="stable")
+        if not is_identity(rows[outer], len(order)):
+            block = block.select(rows[outer], self.spare)
+        found = {u: n for n, u in enumerate(u for _, places in parts for u, _ in places)}
         scores = parts[0][0] if len(parts) == 1 else torch.cat([scores for scores, _ in parts])
-        return block, self._rows_of(scores, np.array([at[u] for u in which.tolist()]))
+        index = np.array([found[u] for u in which[outer].tolist()], dtype=np.int64)
+        return block, np.argsort(outer), self._rows_of(scores, index)
+
+    def _planned(
+        self, seqs: Sequence[Ids], counts: Sequence[int], needs: Sequence[int], sink: Sink
+    ) -> Prefill:
+        plan = Prefill(
+            seqs, counts, needs, self.store.index, self.network.forward, sink, self.limits
+        )
+        for match in plan.matches:
+            if match is not None:
+                self.store.touch(match.owner)
+        return plan
+
+    def _run(self, plan: Prefill) -> tuple[Block, Ints]:
+        block, order = plan.run()
+        if plan.taken is not None:
+            self.store.remove(plan.taken)
+        return block, order
 
     def score(
         self,
@@ -241,18 +261,8 @@ class TorchLM(LanguageModel):
                 work.take(self._logits(scores), places)
 
             if self.network.engine == "slots":
-                plan = Prefill(
-                    work.seqs,
-                    work.needs,
-                    self.store.index,
-                    self.network.forward,
-                    sink,
-                    self.limits,
-                )
-                for match in plan.matches:
-                    if match is not None:
-                        self.store.touch(match.owner)
-                block, order = plan.run()
+                plan = self._planned(work.seqs, [1] * len(work.seqs), work.needs, sink)
+                block, order = self._run(plan)
                 self.store.add(Retained(block, None), [key_of(work.seqs[u]) for u in order])
             else:
                 self.network.score_native(work.seqs, work.needs, sink, self.limits)
@@ -340,19 +350,10 @@ class TorchLM(LanguageModel):
             scores = scores.index_fill(1, self._absent, -torch.inf)
         return Logits(scores)
 
-    def _expand(self, block: Block, index: Ints) -> Block:
-        if _identity(index, len(block.lens)):
-            return block
-        return block.select(index, self.spare)
-
     def _rows_of(self, scores: Tensor, index: Ints) -> Tensor:
-        if _identity(index, len(scores)):
+        if is_identity(index, len(scores)):
             return scores
         return scores.index_select(0, torch.from_numpy(index).to(self.device))
-
-
-def _identity(index: Ints, count: int) -> bool:
-    return len(index) == count and bool((index == np.arange(count)).all())
 
 
 def _budget(device: torch.device) -> int:

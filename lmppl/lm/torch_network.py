@@ -23,7 +23,8 @@ from torch import Tensor
 
 from lmppl.errors import BadArgument, CapabilityError
 from lmppl.lm.base import Usage
-from lmppl.lm.torch_cache import ACTIVE, NAME, Block, Pass, SlotCache, Trunk, register
+from lmppl.lm.torch_attend import ACTIVE, NAME, Pass, SlotCache, register
+from lmppl.lm.torch_cache import Block, Trunk
 from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_prefill import Limits, Sink
 from lmppl.types import Ids
@@ -95,7 +96,7 @@ class Network:
         block.reserve(int(block.lens[lo:hi].max(initial=0)) + width)
         gather = torch.tensor(flat, dtype=torch.int64, device=self.device)
         current = Pass(block, lo, hi, width, self.device, gather)
-        positions = (current.own + block.trunk.length).clamp_(max=self.max_context - 1)
+        positions = current.positions.clamp(max=self.max_context - 1)
         scores = self._run(current, torch.from_numpy(ids).to(self.device), positions)
         block.lens[lo:hi] += counts
         self._count(int(counts.sum()))
@@ -194,21 +195,18 @@ class Network:
         self.model.set_attn_implementation(self._own_attention)
 
     def _try_slots(self, ids: Ids) -> list[tuple[int, Tensor]]:
-        """(position, scores) by rows of unequal length, then a step, then on a trunk."""
+        """(position, scores) by rows of unequal length, then a step, then on two trunks."""
         if not self._takes_positions:
             raise NotImplementedError("the model takes no position_ids")
-        block = Block(Trunk(), np.zeros(2, dtype=np.int64))
+        block = Block([Trunk()] * 2, np.zeros(2, dtype=np.int64))
         first = self.forward(block, 0, 2, [ids[:5], ids[:8]], [[4], [7]])
         second = self.forward(block, 0, 2, [ids[5:6], ids[8:9]], [[0], [0]])
-        trunk = Trunk(
-            [t[1:2, :, :6].clone() for t in block.keys],
-            [t[1:2, :, :6].clone() for t in block.values],
-            6,
-        )
-        shared = Block(trunk, np.zeros(2, dtype=np.int64))
-        third = self.forward(shared, 0, 2, [ids[6:8], ids[6:11]], [[1], [4]])
-        fourth = self.forward(shared, 0, 2, [ids[8:9], ids[11:12]], [[0], [0]])
-        places = [4, 7, 5, 8, 7, 10, 8, 11]
+        trunks = [block.as_trunk(1, 6), block.as_trunk(1, 6), block.as_trunk(1, 7)]
+        trunks[1] = trunks[0]
+        shared = Block(trunks, np.zeros(3, dtype=np.int64))
+        third = self.forward(shared, 0, 3, [ids[6:8], ids[6:11], ids[7:8]], [[1], [4], [0]])
+        fourth = self.forward(shared, 0, 3, [ids[8:9], ids[11:12], ids[8:9]], [[0], [0], [0]])
+        places = [4, 7, 5, 8, 7, 10, 7, 8, 11, 8]
         return list(zip(places, torch.cat([first, second, third, fourth]), strict=True))
 
     def _try_native(self, ids: Ids) -> list[tuple[int, Tensor]]:

@@ -1,10 +1,12 @@
 """From contexts to a batch: what is retained is gathered, what is shared is computed once.
 
-Three levels, each one padded batch of forward passes at most:
+A *trunk* is a prefix that several rows keep in common in memory (see `torch_cache`).
 
-1. the **trunk**, the beginning that all contexts share;
-2. **groups** of contexts that share more than that (the options of one question);
-3. the **rest** of each context.
+1. A context whose retained row covers that row's trunk keeps the trunk.
+2. The others are planned anew, in two levels: the beginning that all of them share, and groups that
+   share more (the particles of one question, the options of one choice). Each level is computed
+   once, one row per group, and becomes a trunk where it is long enough.
+3. The rest of each context is computed row by row, in padded passes.
 
 Every level starts from the longest prefix that a retained row can serve. Next-token scores are
 wanted at some positions of each context; the network's head runs at those alone.
@@ -21,12 +23,14 @@ import torch
 from torch import Tensor
 
 from lmppl.lm.prefix import Group, Match, PrefixIndex, common, group, key_of
-from lmppl.lm.torch_cache import SPARE, Block, Trunk
+from lmppl.lm.torch_cache import SPARE, Block, Copy, Trunk, copy_rows
 from lmppl.lm.torch_draw import Logits
 from lmppl.types import Ids, Ints
 
 LEAST = 32
-"""Token computations that a trunk or a group must save to be worth its own pass."""
+"""Tokens that a trunk must have, and computations that a group must save, to be worth it."""
+WORTH = 256
+"""Stored tokens that the trunk of a group must save: each trunk is a step of a loop per layer."""
 
 Places = list[tuple[int, int]]
 """(sequence, position) of each row of scores."""
@@ -64,31 +68,43 @@ class Job(NamedTuple):
     stop: int
 
 
+class _Row(NamedTuple):
+    """A row of the final batch: its trunk, and where its tail comes from."""
+
+    seq: int
+    trunk: Trunk
+    start: int
+    """Positions before this one are known."""
+    source: Block | None
+    row: int
+
+
 @dataclass(eq=False)
 class Prefill:
     """One batch on its way: unique sequences in sorted order.
 
     Args:
         seqs: the sequences, sorted, without duplicates.
+        counts: how many rows of the batch hold each of them.
         needs: for each, the first position whose next-token scores are wanted (its length when
             none are).
         index: the retained rows.
         forward: runs the network.
         sink: takes the scores as they come.
         limits: sizes of one pass.
-        single: the caller has one row only, so a trunk would be of no use.
     """
 
     seqs: Sequence[Ids]
+    counts: Sequence[int]
     needs: Sequence[int]
     index: PrefixIndex[Retained]
     forward: Forward
     sink: Sink
     limits: Limits
-    single: bool = False
-    computed: int = 0
     keys: list[bytes] = field(default_factory=list)
     matches: list[Match[Retained] | None] = field(default_factory=list)
+    taken: Retained | None = None
+    """A retained batch whose tensors the result took over: it must be forgotten."""
 
     def __post_init__(self) -> None:
         """Look every sequence up among the retained rows."""
@@ -97,96 +113,148 @@ class Prefill:
 
     def run(self) -> tuple[Block, Ints]:
         """The computed batch, and for each of its rows the sequence that it holds."""
-        trunk = self._trunk()
-        starts = [max(trunk.length, min(self._shared(u), n)) for u, n in enumerate(self.needs)]
-        groups = group(self.keys, starts, LEAST)
-        shared = any(g.stop > g.start for g in groups)
-        if shared:
-            groups.sort(key=lambda g: g.stop - g.start)
-        else:
-            groups.sort(key=lambda g: len(self.seqs[g.members[0]]) - g.stop)
-        block = self._gather(trunk, groups)
-        rows = [(u, g.stop, n) for n, g in enumerate(groups) for u in g.members]
-        if shared:
-            self._compute(block, [Job(g.members, g.start, g.stop) for g in groups])
-            rows.sort(key=lambda r: len(self.seqs[r[0]]) - r[1])
-            block = block.select(np.array([n for _, _, n in rows], dtype=np.int64), SPARE)
-        self._compute(block, [Job((u,), start, len(self.seqs[u])) for u, start, _ in rows])
-        return block, np.array([u for u, _, _ in rows], dtype=np.int64)
+        families: dict[int, list[int]] = {}
+        loose = []
+        for u, match in enumerate(self.matches):
+            trunk = None if match is None else match.owner.block.trunks[match.row]
+            if trunk is not None and 0 < trunk.length <= self._known(u):
+                families.setdefault(id(trunk), []).append(u)
+            else:
+                loose.append(u)
+        rows = [row for members in families.values() for row in self._keep(members)]
+        if loose:
+            rows += self._plan(loose)
+        block = self._assemble(rows)
+        self._compute(block, [Job((r.seq,), r.start, len(self.seqs[r.seq])) for r in rows])
+        return block, np.array([r.seq for r in rows], dtype=np.int64)
 
-    def _shared(self, u: int) -> int:
+    def _known(self, u: int) -> int:
+        """Positions of a sequence that a retained row can serve."""
         match = self.matches[u]
-        return 0 if match is None else match.shared
+        return 0 if match is None else min(match.shared, self.needs[u])
 
-    # -- level 1 -----------------------------------------------------------------------------
+    def _source(self, u: int) -> tuple[Block | None, int]:
+        match = self.matches[u]
+        return (None, 0) if match is None else (match.owner.block, match.row)
 
-    def _trunk(self) -> Trunk:
-        """The trunk of this batch: a retained one, a part of one, or a new one."""
-        whole = common(self.keys[0], self.keys[-1])
-        bound = min(whole, min(self.needs))
-        best = max(range(len(self.seqs)), key=lambda u: min(self._shared(u), bound))
-        match = self.matches[best]
-        known = min(self._shared(best), bound)
-        kept = Trunk()
-        if match is not None:
-            old = match.owner.block.trunk
-            kept = _slice(old, min(old.length, known))
-        if self.single or whole - kept.length < LEAST:
-            return kept
-        block = Block(Trunk(), np.zeros(1, dtype=np.int64))
-        if match is not None and known:
-            block = _copy([match], known, Trunk(), len(self.seqs[best]) - known)
-        members = tuple(range(len(self.seqs)))
-        self._compute(block, [Job(members, known, whole)])
-        return Trunk(
-            [t[:, :, :whole].contiguous() for t in block.keys],
-            [t[:, :, :whole].contiguous() for t in block.values],
-            whole,
-        )
+    # -- trunks that stay --------------------------------------------------------------------
 
-    # -- level 2 -----------------------------------------------------------------------------
+    def _keep(self, members: Sequence[int]) -> list[_Row]:
+        """Rows that keep their trunk, or a longer one when they have grown together."""
+        block, row = self._source(members[0])
+        if block is None:
+            raise RuntimeError("a kept row without a source")
+        trunk = block.trunks[row]
+        shared = common(self.keys[members[0]], self.keys[members[-1]])
+        length = min(shared, min(map(self._known, members)))
+        several = sum(self.counts[u] for u in members) > 1
+        if several and length - trunk.length >= max(2 * LEAST, trunk.length):
+            trunk = block.as_trunk(row, length)
+        rows = [_Row(u, trunk, self._known(u), *self._source(u)) for u in members]
+        return sorted(rows, key=lambda r: (len(self.seqs[r.seq]) - r.start, r.row))
 
-    def _gather(self, trunk: Trunk, groups: Sequence[Group]) -> Block:
-        """One row per group: the trunk, and what retained rows know beyond it."""
-        lens = np.array([g.start - trunk.length for g in groups], dtype=np.int64)
-        if not lens.any():
-            return Block(trunk, lens)
-        picked: list[tuple[int, Match[Retained]]] = []
-        for g, one in enumerate(groups):
-            match = self.matches[max(one.members, key=self._shared)]
-            if lens[g] and match is not None:
-                picked.append((g, match))
-        owner = picked[0][1].owner
-        if len(picked) == len(groups) and all(m.owner is owner for _, m in picked):
-            if _same(owner.block.trunk, trunk):
-                rows = np.array([m.row for _, m in picked], dtype=np.int64)
-                source = Block(trunk, owner.block.lens, owner.block.keys, owner.block.values)
-                block = source.select(rows, SPARE)
-                block.lens = lens
-                return block
-        block = _copy(
-            [m for _, m in picked], trunk.length, trunk, SPARE, lens, [g for g, _ in picked]
-        )
-        block.lens = lens
+    # -- new trunks --------------------------------------------------------------------------
+
+    def _plan(self, loose: Sequence[int]) -> list[_Row]:
+        """Rows of the contexts that no retained trunk serves."""
+        base = self._base(loose)
+        starts = [max(base.length, self._known(u)) for u in loose]
+        groups = []
+        for g in group([self.keys[u] for u in loose], starts, LEAST):
+            members = tuple(loose[i] for i in g.members)
+            alone = len(members) == 1 and self._worth(members, len(self.seqs[members[0]]), base)
+            stop = len(self.seqs[members[0]]) if alone else g.stop
+            groups.append(Group(members, g.start, stop))
+        groups.sort(key=lambda g: g.stop - g.start)
+        heads = self._heads(base, groups)
+        rows: list[_Row] = []
+        plain: list[_Row] = []
+        for n, g in enumerate(groups):
+            if self._worth(g.members, g.stop, base):
+                trunk = heads.as_trunk(n, g.stop)
+                rows += [_Row(u, trunk, g.stop, None, 0) for u in g.members]
+            else:
+                plain += [_Row(u, base, g.stop, heads, n) for u in g.members]
+        return rows + sorted(plain, key=lambda r: (len(self.seqs[r.seq]) - r.start, r.row))
+
+    def _worth(self, members: Sequence[int], length: int, base: Trunk) -> bool:
+        """Whether these sequences should have a trunk of this length of their own."""
+        own = length - base.length
+        return own >= LEAST and own * (sum(self.counts[u] for u in members) - 1) >= WORTH
+
+    def _base(self, loose: Sequence[int]) -> Trunk:
+        """What all these contexts begin with, as a trunk; empty when it is too short."""
+        shared = common(self.keys[loose[0]], self.keys[loose[-1]])
+        if shared < LEAST or sum(self.counts[u] for u in loose) == 1:
+            return Trunk()
+        bound = min(shared, min(self.needs[u] for u in loose))
+        best = max(loose, key=lambda u: min(self._known(u), bound))
+        known = min(self._known(best), bound)
+        source, row = self._source(best)
+        block = Block([Trunk()], np.array([known], dtype=np.int64))
+        if source is not None:
+            copy_rows(block, [Copy(source, row, 0, known, 0)], shared - known)
+        self._compute(block, [Job(tuple(loose), known, shared)])
+        return block.as_trunk(0, shared)
+
+    def _heads(self, base: Trunk, groups: Sequence[Group]) -> Block:
+        """One row per group, computed up to where its members part."""
+        starts = np.array([g.start for g in groups], dtype=np.int64)
+        block = Block([base] * len(groups), starts - base.length)
+        copies = []
+        for n, g in enumerate(groups):
+            source, row = self._source(max(g.members, key=self._known))
+            if source is not None:
+                copies.append(Copy(source, row, base.length, g.start, n))
+        copy_rows(block, copies, SPARE)
+        self._compute(block, [Job(g.members, g.start, g.stop) for g in groups])
+        return block
+
+    # -- the batch ---------------------------------------------------------------------------
+
+    def _assemble(self, rows: Sequence[_Row]) -> Block:
+        """The final batch with everything that is known so far."""
+        known = np.array([r.start - r.trunk.length for r in rows], dtype=np.int64)
+        block = Block([r.trunk for r in rows], known)
+        source = rows[0].source
+        same = all(r.source is source and r.trunk is _trunk_of(r) for r in rows)
+        if source is not None and same and source.keys:
+            index = np.array([r.row for r in rows], dtype=np.int64)
+            whole = len(index) == len(source.lens) and bool((index == np.arange(len(index))).all())
+            if whole:
+                block.keys, block.values = source.keys, source.values
+                owners = (m.owner for m in self.matches if m is not None)
+                self.taken = next((o for o in owners if o.block is source), None)
+            else:
+                copied = source.select(index, SPARE)
+                block.keys, block.values = copied.keys, copied.values
+            return block
+        copies = [
+            Copy(r.source, r.row, r.trunk.length, r.start, n)
+            for n, r in enumerate(rows)
+            if r.source is not None
+        ]
+        copy_rows(block, copies, SPARE)
         return block
 
     # -- passes ------------------------------------------------------------------------------
 
     def _compute(self, block: Block, jobs: Sequence[Job]) -> None:
-        """Compute one job per row; jobs are sorted by length, so neighbours share a pass."""
+        """Compute one job per row; neighbours of similar length share a pass."""
         lo = 0
         while lo < len(jobs):
             if jobs[lo].stop <= jobs[lo].start:
                 lo += 1
                 continue
-            hi, real = lo, 0
+            hi, real, width = lo, 0, 0
             while hi < len(jobs):
-                width = jobs[hi].stop - jobs[hi].start
-                padded = width * (hi + 1 - lo)
+                own = jobs[hi].stop - jobs[hi].start
+                wider = max(width, own)
+                padded = wider * (hi + 1 - lo)
                 full = padded > self.limits.tokens
-                if hi > lo and (full or padded - real - width > self.limits.waste):
+                if own <= 0 or (hi > lo and (full or padded - real - own > self.limits.waste)):
                     break
-                hi, real = hi + 1, real + width
+                hi, real, width = hi + 1, real + own, wider
             self._run(block, lo, jobs[lo:hi])
             lo = hi
 
@@ -213,7 +281,6 @@ class Prefill:
                 self.seqs[job.members[0]][a:end] for a, end, job in zip(at, ends, jobs, strict=True)
             ]
             scores = self.forward(block, lo, lo + len(jobs), tokens, wanted)
-            self.computed += sum(map(len, tokens))
             if places:
                 self._deliver(scores, places)
             at = ends
@@ -226,60 +293,5 @@ class Prefill:
         self.sink(scores, flat)
 
 
-def _same(a: Trunk, b: Trunk) -> bool:
-    """Whether two trunks are one (a full slice of a trunk is the trunk itself)."""
-    return a is b or a.length == b.length == 0
-
-
-def _slice(trunk: Trunk, length: int) -> Trunk:
-    """The first `length` positions of a trunk; views, no copies."""
-    if length == trunk.length:
-        return trunk
-    if length == 0:
-        return Trunk()
-    return Trunk(
-        [t[:, :, :length] for t in trunk.keys], [t[:, :, :length] for t in trunk.values], length
-    )
-
-
-def _copy(
-    matches: Sequence[Match[Retained]],
-    length: int,
-    trunk: Trunk,
-    spare: int,
-    lens: Ints | None = None,
-    rows: Sequence[int] | None = None,
-) -> Block:
-    """Tails beyond `trunk` copied from rows of any retained batches.
-
-    Row rows[i] of the result holds positions trunk.length … trunk.length + lens[rows[i]] - 1 of
-    matches[i]; without `lens`, one row with the positions 0 … length - 1.
-    """
-    if lens is None or rows is None:
-        lens, rows = np.array([length], dtype=np.int64), [0]
-    first = trunk.length
-    out = Block(trunk, lens)
-    like = matches[0].owner.block
-    for part in ("keys", "values"):
-        sample = getattr(like, part) or getattr(like.trunk, part)
-        for layer, t in enumerate(sample):
-            new = t.new_zeros((len(lens), t.shape[1], int(lens.max()) + spare, t.shape[3]))
-            for r, match in zip(rows, matches, strict=True):
-                _read(match, part, layer, first, first + int(lens[r]), new[r])
-            getattr(out, part).append(new)
-    return out
-
-
-def _read(
-    match: Match[Retained], part: str, layer: int, start: int, stop: int, out: Tensor
-) -> None:
-    """Copy positions start … stop - 1 of a retained row to the first slots of `out`."""
-    block = match.owner.block
-    border = block.trunk.length
-    n = 0
-    if start < border:
-        n = min(stop, border) - start
-        out[:, :n] = getattr(block.trunk, part)[layer][0, :, start : start + n]
-    if stop > border:
-        low = max(start, border) - border
-        out[:, n : stop - start] = getattr(block, part)[layer][match.row, :, low : stop - border]
+def _trunk_of(row: _Row) -> Trunk | None:
+    return None if row.source is None else row.source.trunks[row.row]

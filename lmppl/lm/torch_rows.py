@@ -32,36 +32,48 @@ class TorchRows(Rows):
         self,
         lm: TorchLM,
         block: Block | NativeBlock,
-        logits: Logits | None,
+        at: Ints,
+        logits: Logits,
         ids: NDArray[np.uint32],
         lens: Ints,
     ) -> None:
-        """Rows whose tokens are ids[b, :lens[b]], all computed."""
+        """Rows whose tokens are ids[b, :lens[b]], all computed.
+
+        Row b of the caller is row at[b] of the block: there, rows stand together by trunk.
+        """
         self.lm = lm
         self.block = block
-        self.logits = logits
+        self.at = at
         self.ids = ids
         self.lens = lens
         self.pending = 0
         self.closed = False
+        self._inner: Logits | None = logits
+        """Scores in the order of the block."""
+        self._outer: Logits | None = None
+        """Scores in the order of the caller, made when they are asked for."""
 
     def __len__(self) -> int:
         """B."""
         return len(self.lens)
 
     def _scores(self) -> Logits:
-        """Next-token scores after all pushed tokens."""
+        """Next-token scores after all pushed tokens, in the caller's order."""
         if self.closed:
             raise BadArgument("these rows are closed", fix="open the contexts again")
-        if self.logits is None or self.pending:
-            width = self.pending
-            starts = self.lens - width
-            tokens = np.stack(
-                [self.ids[np.arange(len(self)), starts + q] for q in range(width)], axis=1
-            )
-            self.logits = self.lm.step(self.block, tokens.astype(np.int64))
+        if self._inner is None or self.pending:
+            starts = self.lens - self.pending
+            rows = np.arange(len(self))
+            columns = [self.ids[rows, starts + q] for q in range(self.pending)]
+            tokens = np.empty((len(self), self.pending), dtype=np.int64)
+            tokens[self.at] = np.stack(columns, axis=1)
+            self._inner, self._outer = self.lm.step(self.block, tokens), None
             self.pending = 0
-        return self.logits
+        if self._outer is None:
+            self._outer = self._inner
+            if not is_identity(self.at, len(self)):
+                self._outer = self._inner.select(as_index(self.at, self.lm.device))
+        return self._outer
 
     def draw(
         self, keys: Keys, laws: Sequence[TokenLaw], mask: Bools | None, chance: Chance
@@ -103,18 +115,25 @@ class TorchRows(Rows):
     def select(self, rows: Ints) -> None:
         """Keep, repeat and reorder rows; rows that are dropped may serve later prefixes."""
         rows = np.asarray(rows, dtype=np.int64)
-        if len(rows) == len(self) and bool((rows == np.arange(len(self))).all()):
+        if is_identity(rows, len(self)):
             return
         with self.lm.computing():
-            dropped = np.setdiff1d(np.arange(len(self)), rows)
-            if len(dropped) and isinstance(self.block, Block):
-                self._retain(self.block.select(dropped), dropped)
-            self.block = self.block.select(rows, self.lm.spare)
+            kept = self.at[rows]
+            order = np.arange(len(rows))
+            if isinstance(self.block, Block):
+                dropped = np.setdiff1d(np.arange(len(self)), kept)
+                if len(dropped):
+                    self._retain(self.block.select(dropped), dropped)
+                order = self.block.grouped(kept)
+            inner = kept[order]
+            self.block = self.block.select(inner, self.lm.spare)
             self.ids, self.lens = self.ids[rows], self.lens[rows]
+            self.at = np.argsort(order)
+            self._outer = None
             if self.pending:
-                self.logits = None
-            elif self.logits is not None:
-                self.logits = self.logits.select(as_index(rows, self.lm.device))
+                self._inner = None
+            elif self._inner is not None:
+                self._inner = self._inner.select(as_index(inner, self.lm.device))
 
     def close(self) -> None:
         """Give keys, values and scores to the prefix cache of the model."""
@@ -123,15 +142,23 @@ class TorchRows(Rows):
         self.closed = True
         if len(self) and isinstance(self.block, Block):
             self._retain(self.block, np.arange(len(self)))
-        self.logits = None
+        self._inner = self._outer = None
 
-    def _retain(self, block: Block, rows: Ints) -> None:
-        known = block.trunk.length + block.lens
+    def _retain(self, block: Block, inner: Ints) -> None:
+        """Retain a block whose rows are these rows of ours (in the order of the block)."""
+        outer = np.argsort(self.at)[inner]
+        known = block.offsets + block.lens
         keys = [
-            self.ids[r, :n].tobytes() for r, n in zip(rows.tolist(), known.tolist(), strict=True)
+            self.ids[b, :n].tobytes() for b, n in zip(outer.tolist(), known.tolist(), strict=True)
         ]
         logits = None
-        if not self.pending and self.logits is not None:
-            whole = len(rows) == len(self)
-            logits = self.logits if whole else self.logits.select(as_index(rows, self.lm.device))
+        if not self.pending and self._inner is not None:
+            logits = self._inner
+            if len(inner) < len(self):
+                logits = logits.select(as_index(inner, self.lm.device))
         self.lm.store.add(Retained(block, logits), keys)
+
+
+def is_identity(index: Ints, count: int) -> bool:
+    """Whether an index selects all `count` rows in their order."""
+    return len(index) == count and bool((index == np.arange(count)).all())

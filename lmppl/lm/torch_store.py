@@ -30,7 +30,7 @@ class RetainedRows:
     @property
     def nbytes(self) -> int:
         """Memory held: keys, values and scores."""
-        trunks = {id(r.block.trunk): r.block.trunk for r in self._held.values()}
+        trunks = {id(s.trunk): s.trunk for r in self._held.values() for s in r.block.segments}
         rows = sum(
             r.block.tail_bytes + (r.logits.scores.nbytes if r.logits is not None else 0)
             for r in self._held.values()

@@ -203,7 +203,7 @@ def test_a_long_shared_prefix_becomes_a_trunk(llama: Pair) -> None:
     contexts = [prefix + some_ids(rng, n) for n in (1, 1, 2, 5, 5, 9)]
     contexts.append(contexts[0])
     rows = llama.lm.open(contexts)
-    assert isinstance(rows.block, Block) and rows.block.trunk.length == 50
+    assert isinstance(rows.block, Block) and rows.block.offsets.tolist() == [50] * 7
     assert llama.lm.usage.computed_tokens == 50 + 23
     assert llama.lm.usage.cached_tokens == sum(map(len, contexts)) - 73
     llama.check(rows, contexts)
@@ -215,6 +215,134 @@ def test_a_long_shared_prefix_becomes_a_trunk(llama: Pair) -> None:
             llama.check(rows, contexts)
     rows.close()
     llama.check(llama.lm.open(contexts[::-1]), contexts[::-1])
+
+
+def trunk_lengths(rows: Any) -> list[int]:
+    assert isinstance(rows.block, Block)
+    return sorted(s.trunk.length for s in rows.block.segments)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+def test_every_question_has_its_trunk(kind: str) -> None:
+    """Particles of three questions, interleaved: each prompt is stored once, rows stay right."""
+    pair = Pair(kind)
+    rng = np.random.default_rng(20)
+    start = some_ids(rng, 5)
+    prompts = [start + some_ids(rng, n) for n in (40, 45, 38)]
+    contexts = [prompts[i % 3] for i in range(27)]
+    rows = pair.lm.open(contexts)
+    assert trunk_lengths(rows) == [43, 45, 50]
+    assert pair.lm.usage.computed_tokens == 43 + 45 + 50
+    for turn in range(6):
+        pair.check(rows, contexts)
+        tokens = rng.integers(3, 262, len(contexts))
+        rows.push(tokens)
+        contexts = [c + (int(t),) for c, t in zip(contexts, tokens, strict=True)]
+        index = rng.integers(0, len(contexts), 27)
+        if turn % 2:
+            rows.select(index)
+            contexts = [contexts[i] for i in index]
+        else:
+            rows.close()
+            contexts = [contexts[i] + some_ids(rng, int(rng.integers(0, 3))) for i in index]
+            rows = pair.lm.open(contexts)
+        assert trunk_lengths(rows) == [43, 45, 50]
+    pair.check(rows, contexts)
+
+
+def test_a_batch_that_goes_on_takes_its_tensors_back(llama: Pair) -> None:
+    """Close and open of the same rows, in another order: nothing is copied or computed."""
+    rng = np.random.default_rng(21)
+    contexts = [some_ids(rng, 40)] * 5
+    rows = llama.lm.open(contexts)
+    for _ in range(3):
+        tokens = rng.integers(3, 262, 5)
+        rows.push(tokens)
+        contexts = [c + (int(t),) for c, t in zip(contexts, tokens, strict=True)]
+    rows.log_probs()
+    assert isinstance(rows.block, Block)
+    where = rows.block.keys[0].data_ptr()
+    rows.close()
+    contexts = [contexts[i] for i in (3, 1, 4, 0, 2)]
+    rows = llama.lm.open(contexts)
+    assert isinstance(rows.block, Block) and rows.block.keys[0].data_ptr() == where
+    llama.check(rows, contexts)
+    again = llama.lm.open(contexts)  # the tensors are in use: these rows are computed anew
+    again.push(np.array([9, 9, 9, 9, 9]))
+    rows.push(np.array([8, 8, 8, 8, 8]))
+    llama.check(again, [c + (9,) for c in contexts])
+    llama.check(rows, [c + (8,) for c in contexts])
+
+
+def test_rows_that_grew_together_get_a_longer_trunk() -> None:
+    pair = Pair("llama")
+    pair.lm.max_context = 400  # more than the model was made for, which does not matter here
+    pair.lm.network.max_context = 400
+    rng = np.random.default_rng(22)
+    prompt = some_ids(rng, 34)
+    rows = pair.lm.open([prompt] * 9)
+    assert trunk_lengths(rows) == [34]
+    history = prompt
+    for _ in range(70):
+        rows.push(np.full(9, 5 + len(history)))
+        history += (5 + len(history),)
+    rows.log_mass([(5,)] * 9, [1.0] * 9)
+    rows.close()
+    contexts = [history + some_ids(rng, 1) for _ in range(9)]
+    rows = pair.lm.open(contexts)
+    assert trunk_lengths(rows) == [104]
+    assert pair.lm.usage.computed_tokens == 34 + 9 * 70 + 9
+    pair.check(rows, contexts)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_life_of_many_questions(seed: int) -> None:
+    """Long prompts, many rows, all moves: always the uncached rows."""
+    pair = Pair(("llama", "mistral")[seed % 2], kv_bytes=(1 << 30, 3_000_000)[seed // 2])
+    rng = np.random.default_rng(100 + seed)
+    preamble = some_ids(rng, int(rng.integers(0, 40)))
+    prompts = [preamble + some_ids(rng, int(n)) for n in rng.integers(3, 45, 4)]
+
+    def fresh() -> list[Ids]:
+        chosen = rng.choice(4, int(rng.integers(1, 4)), replace=False)
+        out = [prompts[q] for q in chosen for _ in range(int(rng.integers(1, 12)))]
+        return [out[i] for i in rng.permutation(len(out))]
+
+    contexts = fresh()
+    rows = pair.lm.open(contexts)
+    for turn in range(30):
+        action = rng.integers(6)
+        if action <= 1:
+            tokens = rng.integers(3, 262, len(contexts))
+            rows.push(tokens)
+            contexts = [c + (int(t),) for c, t in zip(contexts, tokens, strict=True)]
+        elif action == 2:
+            index = rng.integers(0, len(contexts), int(rng.integers(1, 20)))
+            rows.select(index)
+            contexts = [contexts[i] for i in index]
+        elif action == 3:
+            rows.close()
+            index = rng.integers(0, len(contexts), int(rng.integers(1, 20)))
+            contexts = [contexts[i] + some_ids(rng, int(rng.integers(0, 4))) for i in index]
+            rows = pair.lm.open(contexts)
+        elif action == 4:
+            rows.close()
+            contexts = (contexts + fresh())[-24:]
+            rows = pair.lm.open(contexts)
+        else:
+            tails = [some_ids(rng, int(n)) for n in rng.integers(0, 4, len(contexts))]
+            scores = pair.lm.score(contexts, tails, [(2,)] * len(tails), [1.0] * len(tails))
+            expected = pair.rows(contexts)
+            for row, (score, tail) in enumerate(zip(scores, tails, strict=True)):
+                first = tail[0] if tail else 2
+                assert score[0] == pytest.approx(expected[row, first], abs=TOLERANCE)
+        if max(map(len, contexts)) > 88:
+            rows.close()
+            contexts = fresh()
+            rows = pair.lm.open(contexts)
+        if turn % 3 == 0:
+            pair.check(rows, contexts)
+    pair.check(rows, contexts)
 
 
 def test_groups_are_computed_once(llama: Pair) -> None:
