@@ -97,8 +97,8 @@ def style_of(html: str) -> str:
 
 
 def fetches_nothing(html: str) -> None:
-    assert "url(" not in html and "@import" not in html and "<link" not in html
-    assert "src=" not in re.sub(r"&[^;]*;|[^<>]*(?=<|$)", "", html)
+    """`Page` refuses every tag and attribute that could fetch; these are the ways left to a style."""
+    assert "url(" not in html and "@import" not in html
 
 
 # -- one posterior --------------------------------------------------------------------------------
@@ -186,9 +186,7 @@ def test_no_text_of_a_posterior_becomes_markup(evil: str) -> None:
     )
     page = Page(html)
     fetches_nothing(html)
-    shown = evil.replace("\x00", "\ufffd") if "\x00" not in page.text else evil
-    assert page.text.count(shown) >= 7, "engine, target, model, site, answer, death, warning"
-    assert page.count.get("b", 0) == page.text.count("x") * 0 + len(re.findall("<b>", html))
+    assert page.text.count(evil) >= 7, "engine, target, model, site, answer, death, warning"
     assert "bold</b>" not in html
 
 
@@ -371,7 +369,7 @@ def test_a_thousand_questions_stay_readable(tmp_path: Path) -> None:
         ({"id": None}, "result 2 is no result record: id"),
         ({"posterior": [["a", "x", 0]]}, "posterior.0.1"),
         ({"tokens_in": "many"}, "tokens_in"),
-        ({"engine": None}, "engine"),
+        ({"program": None}, "program"),
     ],
 )
 def test_a_broken_record_is_named(broken: dict[str, Any], said: str, tmp_path: Path) -> None:
