@@ -51,6 +51,7 @@ test-all: lint
 
 public-names: $(STAMP)
 	$(BIN)/python tests/test_public_names.py --write
+	$(BIN)/python tests/test_doc_facts.py --write
 
 # Each file of tests/benchmarks prints its own table and is never a timed test.
 bench: $(STAMP)

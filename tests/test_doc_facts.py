@@ -1,6 +1,6 @@
 """What pages say of the code: the list of public names, and tests that are named as proofs.
 
-Regenerate the list by `python tests/test_doc_facts.py --write`.
+Regenerate the list by `make public-names`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def page() -> str:
 
 
 def test_the_list_of_names_is_the_code() -> None:
-    assert API.read_text("utf-8") == page(), "run: python tests/test_doc_facts.py --write"
+    assert API.read_text("utf-8") == page(), "regenerate by `make public-names`"
 
 
 @pytest.mark.parametrize("module", EXPORTED)
