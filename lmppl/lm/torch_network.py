@@ -54,6 +54,8 @@ class Network:
         self.dtype: torch.dtype = model.dtype
         self.max_context = _max_context(model.config)
         self.usage = Usage()
+        self.position_bytes = 0
+        """Keys and values of one token of one row, in the way of "slots"."""
         self._own_attention = model.config._attn_implementation
         names = inspect.signature(type(model).forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
@@ -201,6 +203,9 @@ class Network:
         block = Block([Trunk()] * 2, np.zeros(2, dtype=np.int64))
         first = self.forward(block, 0, 2, [ids[:5], ids[:8]], [[4], [7]])
         second = self.forward(block, 0, 2, [ids[5:6], ids[8:9]], [[0], [0]])
+        self.position_bytes = sum(
+            2 * t.shape[1] * t.shape[3] * t.element_size() for t in block.keys
+        )
         trunks = [block.as_trunk(1, 6), block.as_trunk(1, 6), block.as_trunk(1, 7)]
         trunks[1] = trunks[0]
         shared = Block(trunks, np.zeros(3, dtype=np.int64))

@@ -271,7 +271,7 @@ class Prefill:
             wanted: list[list[int]] = []
             for a, end, job in zip(at, ends, jobs, strict=True):
                 here = []
-                for position in range(a, end):
+                for position in range(max(a, min(self.needs[v] for v in job.members)), end):
                     takers = [v for v in job.members if self.needs[v] <= position]
                     if takers:
                         here.append(position - a)

@@ -22,6 +22,8 @@ class RetainedRows:
         self.budget = budget
         self.index: PrefixIndex[Retained] = PrefixIndex()
         self._held: OrderedDict[int, Retained] = OrderedDict()
+        self._bytes: dict[int, int] = {}
+        """Tails and scores of each batch."""
 
     def __len__(self) -> int:
         """Number of retained batches."""
@@ -31,11 +33,7 @@ class RetainedRows:
     def nbytes(self) -> int:
         """Memory held: keys, values and scores."""
         trunks = {id(s.trunk): s.trunk for r in self._held.values() for s in r.block.segments}
-        rows = sum(
-            r.block.tail_bytes + (r.logits.scores.nbytes if r.logits is not None else 0)
-            for r in self._held.values()
-        )
-        return rows + sum(t.nbytes for t in trunks.values())
+        return sum(self._bytes.values()) + sum(t.nbytes for t in trunks.values())
 
     def add(self, retained: Retained, keys: Iterable[bytes]) -> None:
         """Retain a batch whose row r holds the tokens of the r-th key."""
@@ -43,6 +41,8 @@ class RetainedRows:
             return
         retained.number = self.index.add(retained, keys)
         self._held[retained.number] = retained
+        scores = 0 if retained.logits is None else retained.logits.scores.nbytes
+        self._bytes[retained.number] = retained.block.tail_bytes + scores
         while len(self._held) > 1 and self.nbytes > self.budget:
             self.remove(next(iter(self._held.values())))
 
@@ -54,6 +54,7 @@ class RetainedRows:
     def remove(self, retained: Retained) -> None:
         """Forget a batch."""
         if self._held.pop(retained.number, None) is not None:
+            del self._bytes[retained.number]
             self.index.remove(retained.number)
 
     def clear(self) -> None:

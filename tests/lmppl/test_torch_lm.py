@@ -643,6 +643,30 @@ def test_a_large_scoring_is_cut_into_passes(llama: Pair) -> None:
     llama.check(llama.lm.open(contexts), contexts)
 
 
+def test_a_scoring_larger_than_memory_is_done_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(14)
+    preamble = some_ids(rng, 40)
+    contexts = [preamble + some_ids(rng, int(n)) for n in rng.integers(1, 9, 30)]
+    tails = [some_ids(rng, int(n)) for n in rng.integers(0, 5, 30)]
+    whole = Pair("llama")
+    expected = whole.lm.score(contexts, tails, [(2,)] * 30, [1.0] * 30)
+    pair = Pair("llama", kv_bytes=2_000)
+    monkeypatch.setattr("lmppl.lm.torch.LEAST_BYTES", 200 * pair.lm.network.position_bytes)
+    largest = 0
+    add = pair.lm.store.add
+
+    def watch(retained: Any, keys: Any) -> None:
+        nonlocal largest
+        largest = max(largest, len(retained.block.lens))
+        add(retained, keys)
+
+    monkeypatch.setattr(pair.lm.store, "add", watch)
+    got = pair.lm.score(contexts, tails, [(2,)] * 30, [1.0] * 30)
+    assert 1 < largest <= 5
+    assert np.abs(np.concatenate(got) - np.concatenate(expected)).max() < TOLERANCE
+    assert pair.lm.usage.computed_tokens == whole.lm.usage.computed_tokens  # the preamble once
+
+
 # -- limits and errors ---------------------------------------------------------------------------
 
 
@@ -666,6 +690,8 @@ def test_bad_arguments(llama: Pair) -> None:
     rows = llama.lm.open([(5,)])
     with pytest.raises(BadArgument, match="dead"):
         rows.push(np.array([-1]))
+    with pytest.raises(BadArgument, match="temperature"):
+        rows.draw(np.zeros(1, dtype=np.uint64), [TokenLaw(temperature=0.0)], None, GumbelMax())
     rows.close()
     with pytest.raises(BadArgument, match="closed"):
         rows.log_probs()
