@@ -121,7 +121,7 @@ class Answers(ABC):
 
     def _score(self, m: Message) -> Any:
         """The first step that scores a given value."""
-        if m.masked or (self.ignore_weights and m.op == "observe"):
+        if m.op == "observe" and (m.masked or self.ignore_weights):
             return 0.0
         return m.dist.score(m.value, self.env)
 
@@ -190,7 +190,7 @@ class Answers(ABC):
             check_log_weight(logp, site=address, term="log-probability")
         if not m.masked:
             logp *= m.scale
-        # a masked draw keeps its law; masked scores arrive as 0
+        # a masked site that is latent keeps its law; a masked observation arrives as 0
         weight = 0.0 if self.ignore_weights else logp - logq
         s.head = Entry(s.head, m.op, address, value, logp, logq, weight, m.fingerprint())
         if address not in self.sites:
@@ -226,11 +226,9 @@ class Answers(ABC):
         if not m.args:
             self._append(s, m, ())
             return False
-        frame = s.frame
-        handlers = tuple(frame.context.handlers) if frame is not None else ()
         base = s.launch
         s.branches = [
-            Strand(base.branch(m.fn, item, handlers, f"{m.address}[{i}]/"), parent=s)
+            Strand(base.branch(m.fn, item, m.options, f"{m.address}[{i}]/"), parent=s)
             for i, item in enumerate(m.args)
         ]
         s.joining = True  # branches that end at once must not resume the parent from inside

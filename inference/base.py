@@ -258,6 +258,19 @@ def _arguments(question: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (question,), {}
 
 
+def as_kwargs(kwargs: Any) -> dict[str, Any]:
+    """Keyword arguments of the program."""
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, Mapping) or not all(isinstance(k, str) for k in kwargs):
+        raise BadArgument(
+            "kwargs must be a mapping from argument name to value",
+            value=excerpt(kwargs),
+            fix='write kwargs={"hint": "..."}',
+        )
+    return dict(kwargs)
+
+
 def as_engine(engine: Any) -> Engine:
     """An engine as it is; `SMC()` where none is given."""
     from lmppl.inference.smc.particle_filter import SMC
@@ -289,7 +302,7 @@ def _prepare(
             "program go into kwargs={...}",
         )
     o = {**OPTIONS, **options}
-    engine, seed, kwargs = o["engine"], o["seed"], dict(o["kwargs"] or {})
+    engine, seed, kwargs = o["engine"], o["seed"], as_kwargs(o["kwargs"])
     check_program(program)
     engine = as_engine(engine)
     if isinstance(seed, bool) or not isinstance(seed, Integral):
@@ -304,7 +317,10 @@ def _prepare(
             )
     check_call(program, args, kwargs)
     if o["on_dead"] not in ("raise", "return"):
-        raise BadArgument(f'on_dead must be "raise" or "return", got {o["on_dead"]!r}')
+        raise BadArgument(
+            f'on_dead must be "raise" or "return", got {o["on_dead"]!r}',
+            fix='write on_dead="return" for a posterior without weight in place of an error',
+        )
     ambient, outer_chance, root = inherited(local.active)
     models = {**ambient, **as_models(o["lm"])}
     for model in models.values():

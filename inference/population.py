@@ -250,9 +250,7 @@ class Machine(Answers):
         s.pending = message
         for branch, item in zip(s.branches or (), message.args, strict=True):
             old = branch.launch
-            branch.launch = s.launch.branch(
-                message.fn, item, tuple(frame.context.handlers), old.scope
-            )
+            branch.launch = s.launch.branch(message.fn, item, message.options, old.scope)
 
     def _where(self, p: Particle, s: Strand, error: BaseException | None = None) -> str:
         """File and line, site, particle and question."""

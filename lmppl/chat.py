@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from lmppl.errors import BadArgument, excerpt
+from lmppl.errors import BadArgument, excerpt, items_of
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import Limit
 from lmppl.random import fold
-from lmppl.string_options import StringOptions, Target, string_options
+from lmppl.string_options import StringOptions, Target, as_stops, string_options
 from lmppl.strings import StringDistribution
 from lmppl.types import Ids
 
@@ -51,7 +51,7 @@ class Chat(StringDistribution):
         self.messages = as_messages(messages)
         self._lm = lm
         self._options = string_options(
-            stop if stop is None or isinstance(stop, str) else tuple(stop),
+            as_stops(stop),
             max_tokens, limit, temperature, top_p, top_k, mixture, regex, target, end, 1.0, 1.0,
         )  # fmt: skip
 
@@ -82,7 +82,9 @@ def as_messages(messages: Messages) -> tuple[tuple[str, str], ...]:
     if isinstance(messages, str):
         return (("user", messages),)
     out = []
-    for m in messages:
+    for m in items_of(
+        messages, "Chat needs text or a list of messages", 'write Chat([("user", "...")])'
+    ):
         pair: tuple[Any, ...] = ()
         if isinstance(m, Mapping):
             pair = (m.get("role"), m.get("content"))

@@ -10,12 +10,13 @@ import numpy as np
 
 from lmppl.chat import Message, as_messages
 from lmppl.distributions import Distribution
-from lmppl.errors import BadArgument, ContextOverflow, UnsupportedValue, excerpt
+from lmppl.errors import BadArgument, ContextOverflow, UnsupportedValue, excerpt, items_of
 from lmppl.jobs import Draw, Env, Score, Step
 from lmppl.lm.base import LanguageModel, require
 from lmppl.lm.endings import Ending, canonical_endings
 from lmppl.lm.generate import StringLaw
 from lmppl.random import draw, fold, hash_text
+from lmppl.string_options import as_stops
 from lmppl.strings import named
 from lmppl.text import Text
 from lmppl.types import Floats, Key
@@ -56,29 +57,29 @@ class Choice(Distribution):
         """Check the options."""
         self.prompt: str | None = prompt if isinstance(prompt, str) else None
         self.messages = None if isinstance(prompt, str) else as_messages(prompt)
-        if isinstance(options, str) or not options:
-            raise BadArgument(
-                "Choice needs a non-empty list of options",
-                value=excerpt(options),
-                fix='write Choice(prompt, [" yes", " no"])',
-            )
+        fix = 'write Choice(prompt, [" yes", " no"]), or {"yes": [" yes", " Yes"], "no": " no"}'
+        self.values: tuple[Any, ...] = tuple(
+            items_of(options, "Choice needs a non-empty list of options", fix)
+        )
         if isinstance(options, Mapping):
-            self.values: tuple[Any, ...] = tuple(options)
             self.surfaces = tuple(
-                (s,) if isinstance(s, str) else tuple(s) for s in options.values()
+                (s,) if isinstance(s, str) else tuple(items_of(s, "surface forms are texts", fix))
+                for s in options.values()
             )
         else:
-            self.values = tuple(options)
-            self.surfaces = tuple((s,) for s in options)
+            self.surfaces = tuple((s,) for s in self.values)
+        if not self.values:
+            raise BadArgument("Choice needs a non-empty list of options", fix=fix)
         flat = [s for group in self.surfaces for s in group]
         if any(not isinstance(s, str) or not s for s in flat) or len(set(flat)) < len(flat):
             raise BadArgument(
                 "options must be different, non-empty texts",
                 value=excerpt(options),
-                fix='write Choice(prompt, [" yes", " no"]), or {"yes": [" yes", " Yes"], "no": " no"}',
+                fix=fix,
             )
         self.end = end
-        self.stop = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = as_stops(stop)
+        self.stop = () if stops is None else (stops,) if isinstance(stops, str) else stops
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise BadArgument(
                 "stop must be non-empty text", value=excerpt(stop), fix='write stop="\\n"'

@@ -20,7 +20,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lmppl.errors import BadArgument, NotADistribution, NotFinite, UnsupportedValue, excerpt
+from lmppl.errors import (
+    BadArgument,
+    NotADistribution,
+    NotFinite,
+    UnsupportedValue,
+    excerpt,
+    items_of,
+)
 from lmppl.jobs import Draw, Env, Generate, Score, Step, run_now
 from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
@@ -90,6 +97,10 @@ def _plain_env(lm: Any) -> Env:
     return Env({**local.models, **as_models(lm)}, GumbelMax(), load)
 
 
+_NUMBERS = (float, int, np.number, np.ndarray)
+"""What can be a probability; an array of one is compared like a number."""
+
+
 def fingerprint_of(value: Any) -> int:
     """A process-stable 64-bit number of a value a program handles."""
     if isinstance(value, str):
@@ -138,15 +149,20 @@ class Categorical(Distribution):
             self.values = tuple(probabilities)
             weights = list(probabilities.values())
         else:
-            self.values = tuple([_frozen(v) for v in probabilities])
-            weights = [1.0] * len(self.values) if weights is None else list(weights)
+            fix = 'write Categorical({"a": 0.7, "b": 0.3}), or Categorical(["a", "b"], [0.7, 0.3])'
+            values = items_of(probabilities, f"{self.kind} needs a list of values", fix)
+            self.values = tuple([_frozen(v) for v in values])
+            if weights is None:
+                weights = [1.0] * len(values)
+            else:
+                weights = items_of(weights, f"{self.kind} needs a list of weights", fix)
         total = 0.0
         fine = len(weights) == len(self.values) > 0
         for w in weights:
-            if isinstance(w, str) or not 0.0 <= w < math.inf:
+            if not isinstance(w, _NUMBERS) or not 0.0 <= w < math.inf:
                 fine = False
                 break
-            total += w
+            total += float(w)
         if not (fine and 0.0 < total < math.inf):
             raise BadArgument(
                 f"{self.kind} needs one finite non-negative weight per value, not all zero",
@@ -215,7 +231,7 @@ class Bernoulli(Categorical):
 
     def __init__(self, p: float) -> None:
         """Check that p is a probability."""
-        if isinstance(p, str) or not 0.0 <= p <= 1.0:
+        if not isinstance(p, _NUMBERS) or not 0.0 <= p <= 1.0:
             raise BadArgument(
                 f"Bernoulli needs a probability, got {p!r}", fix="write Bernoulli(0.5)"
             )
@@ -233,8 +249,9 @@ class Uniform(Categorical):
 
     def __init__(self, values: Iterable[Any]) -> None:
         """List the values."""
-        items = list(values)
-        if not items or isinstance(values, str):
+        fix = 'write Uniform(["a", "b"])'
+        items = items_of(values, "Uniform needs a list of values", fix)
+        if not items:
             raise BadArgument(
                 "Uniform needs a non-empty list of values",
                 value=excerpt(values),

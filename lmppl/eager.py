@@ -149,7 +149,7 @@ class EagerContext(Context):
 
     def _sample(self, message: Message) -> None:
         if message.done:
-            message.logp = 0.0 if message.masked else self._score(message) * message.scale
+            message.logp = self._score(message) * (1.0 if message.masked else message.scale)
             self._record(message, message.logp)
             return
         source = message.proposal or message.dist

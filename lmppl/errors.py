@@ -69,6 +69,16 @@ class LmpplError(Exception):
         return (_rebuild, (type(self), self.fields))
 
 
+def items_of(value: object, what: str, fix: str) -> list[Any]:
+    """The items of a list that a user gives; a text or a single value in its place is refused."""
+    if not isinstance(value, str):
+        try:
+            return list(value)  # type: ignore[call-overload,no-any-return]
+        except TypeError:
+            pass
+    raise BadArgument(f"{what}, got {type(value).__name__}", value=excerpt(value), fix=fix)
+
+
 class LmpplWarning(UserWarning):
     """Something that a run goes on with, and that its author should know."""
 

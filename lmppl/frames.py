@@ -354,7 +354,7 @@ def driver(name: str | None, fn: Callable[..., Any]) -> type[Frame]:
         except ImportError:
             return CoroutineFrame if is_async(fn) else EagerFrame
         return GreenletFrame
-    if name not in drivers:
+    if not isinstance(name, str) or name not in drivers:
         raise BadArgument(f"no driver is called {name!r}", fix=f"use one of {', '.join(drivers)}")
     if name == "greenlet" and driver(None, fn) is not GreenletFrame:
         raise BadArgument(

@@ -148,9 +148,9 @@ class block(Handler):
 
 
 class mask(Handler):
-    """Turn weights off: with `mask=False` observations, factors and fixed values count nothing.
+    """Turn weights off: with `mask=False` observations and factors count nothing.
 
-    A sample site that is drawn keeps its law.
+    A latent site, drawn or fixed, keeps its law: so all engines agree, and so does replay.
     """
 
     def __init__(self, fn: Any = None, mask: bool = False) -> None:

@@ -15,11 +15,12 @@ from lmppl.distributions import (
     gather,
     score_or_zero,
 )
+from lmppl.errors import items_of
 from lmppl.jobs import Draw, Env, Step
 from lmppl.lm.base import LanguageModel
 from lmppl.random import fold, hash_text
 from lmppl.types import Key
-from lmppl.weights import log_sum_exp
+from lmppl.weights import NEG_INF, log_sum_exp
 
 
 class Mixture(Distribution):
@@ -44,7 +45,10 @@ class Mixture(Distribution):
         """Check the weights."""
         if isinstance(components, Mapping):
             weights = list(components.values())
-        self.components = tuple(as_distribution(c, "Mixture") for c in components)
+        given = items_of(
+            components, "Mixture needs distributions", "write Mixture([first, second], [0.3, 0.7])"
+        )
+        self.components = tuple(as_distribution(c, "Mixture") for c in given)
         self.picker = Categorical(list(range(len(self.components))), weights)
 
     def draw(self, key: Key, env: Env) -> Step[Draw]:
@@ -56,6 +60,8 @@ class Mixture(Distribution):
         return step
 
     def _drawn(self, k: int, drawn: Draw, env: Env) -> Step[Draw]:
+        if drawn.logp == NEG_INF:  # an impossible string of its component
+            return Draw(drawn.value, NEG_INF, 0.0, drawn.restricted)
         others = [c for j, c in enumerate(self.components) if j != k]
 
         def done(scores: list[float]) -> Draw:

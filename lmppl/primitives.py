@@ -182,7 +182,9 @@ def plate(name: str, items: Iterable[Any], fn: Callable[[Any], Any] | None = Non
     ctx.indexed.add(address)
     if fn is None:
         return _scoped(ctx, address, listed, ctx.scope)
-    return ctx.perform(Message.of("plate", name, address, fn, listed))
+    # the handlers of now: the eager driver has left their blocks when the branches start
+    around = tuple(ctx.handlers)
+    return ctx.perform(Message.of("plate", name, address, fn, listed, options=around))
 
 
 def _scoped(ctx: Context, address: str, items: tuple[Any, ...], outer: str) -> Iterator[Any]:

@@ -6,7 +6,7 @@ import math
 from functools import lru_cache
 from typing import Any, Literal
 
-from lmppl.errors import BadArgument, excerpt
+from lmppl.errors import BadArgument, excerpt, items_of
 from lmppl.jobs import Draw
 from lmppl.lm.base import LanguageModel, TokenLaw
 from lmppl.lm.generate import Limit, StringLaw, StringState, text_of
@@ -54,6 +54,13 @@ class Finisher:
             self.scheme,
         )
         return Draw(text, state.logw + state.logq, state.logq, self.restricted)
+
+
+def as_stops(stop: Any) -> str | tuple[str, ...] | None:
+    """The terminators as they are given, hashable."""
+    if stop is None or isinstance(stop, str):
+        return stop
+    return tuple(items_of(stop, "stop must be text or a list of texts", 'write stop="\\n"'))
 
 
 def string_options(*arguments: Any) -> StringOptions:

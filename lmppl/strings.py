@@ -36,7 +36,7 @@ from lmppl.lm.endings import canonical_endings, own_endings
 from lmppl.lm.generate import Limit, StringLaw, StringState, end_ids
 from lmppl.lm.table import token_law
 from lmppl.random import MASK, MUL1, hash_text
-from lmppl.string_options import Finisher, StringOptions, Target, string_options
+from lmppl.string_options import Finisher, StringOptions, Target, as_stops, string_options
 from lmppl.text import Text
 from lmppl.types import Floats, Ids, Key
 from lmppl.weights import NEG_INF, log_sum_exp
@@ -351,7 +351,7 @@ class LM(StringDistribution):
         self._hash: int | None = None
         self._lm = lm
         self._options = string_options(
-            stop if stop is None or isinstance(stop, str) else tuple(stop),
+            as_stops(stop),
             max_tokens, limit, temperature, top_p, top_k, mixture, regex, target, end, 1.0, 1.0,
         )  # fmt: skip
 

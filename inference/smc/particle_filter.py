@@ -104,6 +104,11 @@ class SMC(Engine):
                 f'resample_at must be "site", "factor" or tokens(k), got {self.resample_at!r}',
                 fix='write resample_at="factor", or resample_at=tokens(8)',
             )
+        if self.guide is not None and not callable(self.guide):
+            raise BadArgument(
+                f"guide must be a function of a partial trace, got {type(self.guide).__name__}",
+                fix="write guide=lambda trace: 0.0, a finite log h",
+            )
         object.__setattr__(self, "_scheme", scheme(self.resampling))
 
     def target(self, program: Any = None) -> str:

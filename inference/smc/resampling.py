@@ -91,7 +91,7 @@ def scheme(name: str | Scheme) -> Scheme:
     """The scheme of a name; a function of the common signature is taken as it is."""
     if callable(name):
         return name
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise BadArgument(
             f"no resampling scheme is called {name!r}", fix=f"use one of {', '.join(SCHEMES)}"
         )

@@ -174,6 +174,12 @@ def test_an_expression_that_is_none_is_named(regex: str) -> None:
     assert repr(regex)[:20] in message and "fix:" in message
 
 
+def test_brackets_around_an_expression_do_not_repair_it() -> None:
+    """With a terminator the expression is put in a group; this one would close and open it."""
+    with pytest.raises(ConstraintError, match="unopened group"):
+        Constraint(LM_, "a)|(b", ("\n",))
+
+
 def test_it_is_named_in_the_program_too() -> None:
     @program
     def model() -> Any:

@@ -327,6 +327,17 @@ def test_mask_switches_observations_off() -> None:
         assert traced(model).log_weight == pytest.approx(0.0)
 
 
+def test_a_masked_site_that_is_fixed_keeps_its_density() -> None:
+    @program
+    def model() -> Any:
+        with H.mask(mask=False):
+            return sample("x", Bernoulli(0.2))
+
+    t = traced(model)
+    assert H.log_density(model, t) == pytest.approx(t.log_joint)
+    assert math.exp(exact(H.substitute(model, {"x": True})).log_evidence) == pytest.approx(0.2)
+
+
 def test_a_masked_draw_keeps_its_law() -> None:
     """Otherwise enumeration would count its values, and a proposal would become the law."""
 
@@ -541,6 +552,38 @@ def test_handlers_that_do_not_touch_each_other_commute() -> None:
     b = H.scale(H.condition(rain, {"wet": True}), 2.0)
     assert exact(a).log_evidence == pytest.approx(exact(b).log_evidence)
     assert math.exp(exact(a).log_evidence) == pytest.approx((0.2 * 0.9) ** 2 + (0.8 * 0.1) ** 2)
+
+
+@pytest.mark.parametrize("driver", ["greenlet", "eager", "coroutine"])
+def test_handlers_around_a_plate_hold_for_its_branches(driver: str) -> None:
+    """The eager driver has left the block when the branches start."""
+
+    async def amodel() -> Any:
+        async def branch(i: int) -> Any:
+            await observe("o", Bernoulli(0.25), True)
+            return await sample("x", Bernoulli(0.5))
+
+        with H.scale(scale=2.0), H.condition(data={"p[0]/x": True}):
+            xs = await plate("p", [0, 1], branch)
+        await observe("last", Bernoulli(0.25), True)
+        return xs
+
+    def model() -> Any:
+        def branch(i: int) -> Any:
+            observe("o", Bernoulli(0.25), True)
+            return sample("x", Bernoulli(0.5))
+
+        with H.scale(scale=2.0), H.condition(data={"p[0]/x": True}):
+            xs = plate("p", [0, 1], branch)
+        observe("last", Bernoulli(0.25), True)
+        return xs
+
+    for fn in (amodel,) if driver == "coroutine" else (model, amodel):
+        post = infer(fn, engine=Enumerate(), driver=driver)
+        assert math.exp(post.log_evidence) == pytest.approx(0.25**4 * 0.25 * (2 * 0.25) * 0.25)
+        assert set(post.marginal()) == {(True, True), (True, False)}
+        forked = infer(fn, engine=SMC(4, always=True), driver=driver)
+        assert all(a is True for a, _ in forked.values())
 
 
 @pytest.mark.parametrize("driver", ["greenlet", "eager", "coroutine"])
