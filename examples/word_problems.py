@@ -1,13 +1,13 @@
 """Word problems: a scratchpad, a formula, a calculator, and a verifier as an observation.
 
-The model writes what to do, then a formula; the calculator, not the model, computes. What a
-careful reader checks becomes evidence about the formula: the numbers of the story should be used,
-and a second opinion about the operation should agree. Conditioning on that evidence turns many
-bad guesses into a posterior.
+The model notes the numbers that matter, then writes a formula; the calculator, not the model,
+computes. What a careful reader checks becomes evidence about both: no number of the story should
+be forgotten or made up, and the result should be about what one would have guessed. The verifier
+is the same model asked for the answer outright, without a formula: a poor solver, but a fair judge
+of whether 30 or 216 flowers are still in the bag.
 
 Reference: Gao et al., PAL: Program-aided language models (2022), for formula and calculator; Cobbe
-et al., Training verifiers to solve math word problems (2021), for the verifier, which is here a
-prompt to the same model.
+et al., Training verifiers to solve math word problems (2021), for the verifier.
 """
 
 from __future__ import annotations
@@ -15,52 +15,48 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from lmppl import LM, effect, factor, program, sample
+from lmppl import LM, effect, factor, observe, program, sample
 from lmppl.tools import calculate
 
 NEEDS = "smollm2"
 
-SHOTS = """\
-Question: Tom had 8 sweets and ate 3 of them. How many sweets has Tom now?
-Thought: some are gone, so subtract.
-Formula: 8 - 3
-
-Question: A box holds 6 pens. Lily has 4 full boxes and 2 loose pens. How many pens has she?
-Thought: 4 groups of 6, then add 2.
-Formula: 4 * 6 + 2
-
-Question: A rope of 20 meters is cut into 5 equal parts. How long is each part?
-Thought: equal parts, so divide.
-Formula: 20 / 5
-
-Question: Mark earns 9 dollars on Sunday and 14 on Monday, then spends 7. How much has he now?
-Thought: add the two, then subtract.
-Formula: 9 + 14 - 7
-
-Question: One ticket costs 12 dollars. What do 3 tickets cost?
-Thought: the same 3 times, so multiply.
-Formula: 3 * 12
-
-Question: There are 7 birds on a tree and 5 more come. How many birds are there?
-Thought: more come, so add.
-Formula: 7 + 5
-
-"""
-NUMBER = re.compile(r"\d+")
+# question | numbers that matter | formula | answer
+SHOTS = [
+    line.split(" | ")
+    for line in """\
+Tom had 8 sweets and ate 3 of them. How many sweets has Tom now? | 8, 3 | 8 - 3 | 5
+A box holds 6 pens. Lily has 4 boxes and 2 loose pens. How many pens has she? | 6, 4, 2 | 6 * 4 + 2 | 26
+A rope of 20 meters is cut into 5 equal parts. How long is each part? | 20, 5 | 20 / 5 | 4
+Mark earns 9 dollars and then 14, and spends 7. How much has he now? | 9, 14, 7 | 9 + 14 - 7 | 16
+One ticket costs 12 dollars. What do 3 tickets cost? | 12, 3 | 12 * 3 | 36
+There are 7 birds on a tree and 5 more come. How many birds are there? | 7, 5 | 7 + 5 | 12
+Sue had 30 nuts. She eats 6 nuts a day for 4 days. How many nuts are left? | 30, 6, 4 | 30 - 6 * 4 | 6
+""".splitlines()
+]
+SOLVE = "".join(f"Question: {q}\nNumbers: {n}\nFormula: {f}\n\n" for q, n, f, _ in SHOTS)
+GUESS = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, _, _, a in SHOTS)
 
 
-def mismatch(question: str, formula: str) -> int:
-    """Numbers of the question that the formula leaves out, and numbers it makes up."""
-    asked, used = Counter(NUMBER.findall(question)), Counter(NUMBER.findall(formula))
-    return ((asked - used) + (used - asked)).total()
+def evidence(told: str, used: str) -> float:
+    """A log-weight: forgetting a number is bad, making one up is worse."""
+    a, b = (Counter(re.findall(r"\d+", text)) for text in (told, used))
+    return -1.5 * (a - b).total() - 3.0 * (b - a).total()
 
 
 @program
 def word_problem(question: str) -> str:
-    prompt = f"{SHOTS}Question: {question}\nThought:"
-    thought = sample("thought", LM(prompt, stop="\n", max_tokens=20))
+    prompt = f"{SOLVE}Question: {question}\nNumbers:"
+    thought = sample(
+        "thought", LM(prompt, regex=r" \d+(, \d+)*", stop="\n", max_tokens=16).tempered(0.7)
+    )
+    factor("nothing forgotten", evidence(question, thought))
     prompt += f"{thought}\nFormula:"
-    formula = sample("formula", LM(prompt, regex=r" [0-9+\-*/ ().]{1,24}\n", max_tokens=20))
-    factor("numbers", -2.0 * mismatch(question, formula))
+    formula = sample(
+        "formula",
+        LM(prompt, regex=r" [0-9+\-*/ ().]{1,24}", stop="\n", max_tokens=24).tempered(0.7),
+    )
+    factor("numbers used", evidence(thought, formula))
     answer = effect("calculator", calculate, formula, on_error="kill")
+    factor("a whole number", answer.isdigit() and len(answer) < 5)
+    observe("guess", LM(f"{GUESS}Question: {question}\nAnswer:", stop="\n"), f" {answer}")
     return str(answer)

@@ -31,7 +31,7 @@ from lmppl.types import Bools, Floats, Ints
 Steps: TypeAlias = Sequence[Ints | None]
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
-OTHER = "#999999"
+OTHER = "#666666"
 MOST_ROWS, MOST_COLUMNS = 96, 48
 """A picture with more particles or resamplings than these merges neighbours."""
 

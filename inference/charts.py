@@ -59,7 +59,7 @@ def number(value: object, digits: int = 4) -> str:
         return "?"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value + 0.0:.{digits}g}"  # -0.0 is 0
 
 
 def tile(value: str, label: str) -> str:

@@ -3,7 +3,7 @@
     greedy                   one run, the most probable token everywhere
     forward:particles=N      plain sampling and a majority vote; N so that it spends as many tokens
                              as SMC, rounded up
-    smc:particles=16         the posterior: observations count
+    smc:particles=8          the posterior: observations count
 
 Tokens are the logical ones of the ledger: prompts and drawn tokens of every particle, and what an
 observation scores. After the greedy runs, questions run in rounds, each of a few questions of every
@@ -43,8 +43,8 @@ PROGRAMS = (
     ("two_hop.py:two_hop", "two_hop.jsonl"),
 )
 GREEDY = "greedy"
-SMC = "smc:particles=16"
-PARTICLES = 16
+SMC = "smc:particles=8"
+PARTICLES = 8
 PILOT = 4
 """Particles of the short plain run that tells what one of them costs."""
 ROUND = 5

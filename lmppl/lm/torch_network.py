@@ -165,7 +165,7 @@ class Network:
         self.engine = "recompute"
         reference = self.call(torch.tensor([ids], device=self.device), None, False)[0][0]
         reference = torch.log_softmax(reference, dim=-1)
-        reasons = []
+        self.reasons: list[str] = []
         for engine in engines:
             self.engine = engine
             try:
@@ -180,10 +180,10 @@ class Network:
                 return engine
             if engine == "slots":
                 self._uninstall()
-            reasons.append(f"{engine}: {reason}")
+            self.reasons.append(f"{engine}: {reason}")
         raise CapabilityError(
             f"{type(self.model).__name__} gives no reproducible next-token scores",
-            value="; ".join(reasons),
+            value="; ".join(self.reasons),
             fix="load it with dtype=torch.float32, or report the architecture",
         )
 

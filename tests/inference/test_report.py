@@ -190,6 +190,23 @@ def test_no_text_of_a_posterior_becomes_markup(evil: str) -> None:
     assert "bold</b>" not in html
 
 
+def test_the_small_tables_escape_too() -> None:
+    for evil in EVIL:
+        shown = Trace(Entry(None, "sample", evil, evil), evil)._repr_html_()
+        shown += Posterior([Trace(None, evil)], np.zeros(1), 0.0).marginal()._repr_html_()
+        found = set(re.findall(r"<(/?[a-z]+)", shown))
+        assert {t.strip("/") for t in found} <= {
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+            "svg",
+            "rect",
+        }
+
+
 def test_a_large_posterior_makes_a_small_page() -> None:
     rng = np.random.default_rng(0)
     n, t = 2000, 300
@@ -233,7 +250,7 @@ def test_curves_break_where_there_is_no_number() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(None, "–"), (3, "3"), (1234567, "1,234,567"), (0.123456, "0.1235"), (math.nan, "?"),
+    [(None, "–"), (3, "3"), (-0.0, "0"), (1234567, "1,234,567"), (0.123456, "0.1235"), (math.nan, "?"),
      (-math.inf, "−∞"), (math.inf, "∞"), (123456.7, "123,457"), ("x", "x")],
 )  # fmt: skip
 def test_numbers_for_people(value: object, shown: str) -> None:
