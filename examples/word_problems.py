@@ -60,3 +60,18 @@ def word_problem(question: str) -> str:
     factor("a whole number", answer.isdigit() and len(answer) < 5)
     observe("guess", LM(f"{GUESS}Question: {question}\nAnswer:", stop="\n"), f" {answer}")
     return str(answer)
+
+
+def main(lm: str = NEEDS) -> None:
+    from lmppl.inference import SMC, Greedy, infer
+
+    question = "Jack has 6 pencils. Ida gives Jack 5 more. How many pencils does Jack have now?"
+    for engine in (Greedy(), SMC(particles=8)):
+        posterior = infer(word_problem, question, engine=engine, lm=lm)
+        found = {answer: round(p, 3) for answer, p in list(posterior.marginal().items())[:3]}
+        print(f"{type(engine).__name__:7} {found}  {posterior.ledger.tokens} tokens")
+    assert posterior.marginal().best == "11"  # 6 + 5
+
+
+if __name__ == "__main__":
+    main()

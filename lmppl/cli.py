@@ -262,9 +262,9 @@ def models(as_json: bool) -> int:
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
-    default=300.0,
+    default=285.0,
     show_default=True,
-    help="No question starts after this time.",
+    help="After this time no batch starts.",
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--lm", "model", default="smollm2", show_default=True)

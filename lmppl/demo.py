@@ -2,13 +2,14 @@
 
     greedy                   one run, the most probable token everywhere
     forward:particles=N      plain sampling and a majority vote; N so that it spends as many tokens
-                             as SMC, rounded up
+                             as SMC, rounded up: one of its particles costs what a greedy run does
     smc:particles=8          the posterior: observations count
 
 Tokens are the logical ones of the ledger: prompts and drawn tokens of every particle, and what an
 observation scores. After the greedy runs, questions run in rounds, each of a few questions of every
 program, so that a budget of seconds cuts all programs alike; a round starts only if the last one
-would fit into the time that is left. Engines are compared on the questions that all have answered.
+would fit into the time that is left, and one that takes longer is cut off. Engines are compared on
+the questions that all have answered.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ from lmppl.atomic import write_atomic
 from lmppl.console import clean, duration, say, show_table
 from lmppl.data import Question, Questions, fits, read_questions
 from lmppl.errors import DataError
-from lmppl.inference import infer_stream
 from lmppl.inference.compare import Paired
 from lmppl.inference.rundir import RunDirectory, RunError
 from lmppl.inference.runs import Summary, Task, compare, summarise
-from lmppl.inference.specs import Spec, parse_engine
+from lmppl.inference.specs import parse_engine
 from lmppl.loading import Loaded, load_models, load_program
 from lmppl.records import ResultRecord
 from lmppl.runner import Outcome, answer, show, write_report
@@ -45,8 +45,6 @@ PROGRAMS = (
 GREEDY = "greedy"
 SMC = "smc:particles=8"
 PARTICLES = 8
-PILOT = 4
-"""Particles of the short plain run that tells what one of them costs."""
 ROUND = 5
 """Questions of each program in a round."""
 SHOWN = 3
@@ -66,12 +64,8 @@ class Plan:
 
     jobs: list[Job]
     folder: RunDirectory
-    models: dict[str, Any]
-    seed: int
     until: float
     """When no round starts any more, on the monotonic clock."""
-    plain: dict[str, Spec] = field(default_factory=dict)
-    """The plain sampler of each program, once its number of particles is known."""
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     """Wall time by program and engine."""
     out_of_time: bool = False
@@ -96,7 +90,7 @@ class Plan:
                 if not asked:
                     continue
                 yield from self._timed(job, SMC, asked)
-                yield from self._timed(job, self._plain(job, asked).text, asked)
+                yield from self._timed(job, self._plain(job), asked)
             longest = max(longest, time.monotonic() - began)
 
     def _timed(self, job: Job, engine: str, asked: Sequence[Question]) -> Iterator[Task]:
@@ -106,27 +100,15 @@ class Plan:
         name = job.loaded.name, engine
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
-    def _plain(self, job: Job, asked: Sequence[Question]) -> Spec:
+    def _plain(self, job: Job) -> str:
         """Plain sampling with as many tokens as SMC took for the first questions of a program."""
-        name = job.loaded.name
-        for program, engine, _ in self.folder.done:  # of a run that is being resumed
-            if program == name and engine.startswith("forward:"):
-                self.plain[name] = parse_engine(engine)
-        if name not in self.plain:
-            spent = sum(self.folder.done[name, SMC, str(q.id)].tokens for q in asked)
-            pilot = infer_stream(
-                job.loaded.program,
-                [q.fields for q in asked],
-                ids=[q.id for q in asked],
-                engine=parse_engine(f"forward:particles={PILOT}").engine,
-                lm=self.models,
-                seed=self.seed,
-                on_dead="return",
-            )
-            costs = [p.ledger.tokens / PILOT for _, p in pilot if not isinstance(p, Exception)]
-            n = math.ceil(spent / sum(costs)) if costs and spent else PARTICLES
-            self.plain[name] = parse_engine(f"forward:particles={max(n, 1)}")
-        return self.plain[name]
+        names = [str(name) for name in job.questions.ids[:ROUND]]
+
+        def tokens(engine: str) -> int:
+            return sum(self.folder.done[job.loaded.name, engine, name].tokens for name in names)
+
+        n = math.ceil(tokens(SMC) / tokens(GREEDY)) if tokens(GREEDY) else PARTICLES
+        return f"forward:particles={max(n, 1)}"
 
 
 def demo(out: str, *, seconds: float, seed: int, model: str, as_json: bool) -> int:
@@ -154,11 +136,12 @@ def demo(out: str, *, seconds: float, seed: int, model: str, as_json: bool) -> i
         }
         folder = stack.enter_context(_folder(out, identity))
         folder.freeze(identity, {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-        plan = Plan(jobs, folder, models, seed, began + seconds)
+        plan = Plan(jobs, folder, began + seconds)
         outcome = answer(
             plan.tasks(), folder, total - len(folder.done), models,
-            seed=seed, concurrency=64,
+            until=plan.until, seed=seed, concurrency=64,
         )  # fmt: skip
+        plan.out_of_time |= outcome.out_of_time
         if not outcome.interrupted:
             write_report(outcome, "lmppl demo")
         outcome.records = _complete(outcome.records)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import signal
@@ -60,6 +61,7 @@ class Outcome:
     path: Path
     records: list[ResultRecord]
     interrupted: bool = False
+    out_of_time: bool = False
     seconds: float = 0.0
     answered: int = 0
     """Questions that ended in this process."""
@@ -119,16 +121,22 @@ def answer(
     models: Mapping[str, Any],
     *,
     debug: bool = False,
+    until: float = math.inf,
     **options: Any,
 ) -> Outcome:
-    """Run tasks with a progress bar; a first Ctrl-C ends them in order, a second one at once."""
+    """Run tasks with a progress bar; a first Ctrl-C ends them in order, a second one at once.
+
+    After `until`, on the monotonic clock, no batch is begun any more.
+    """
     began = time.monotonic()
-    interrupted = False
+    interrupted = out_of_time = False
     with Progress(total, lambda: _computed(models)) as bar:
 
         def notify(event: Event) -> None:
             label = event.task.engine.text
             if event.record is None:
+                if time.monotonic() > until:
+                    raise _TimeIsUp
                 bar.beat(label)
                 return
             bar.advance(label, event.record.error is not None)
@@ -142,10 +150,16 @@ def answer(
                 run_tasks(tasks, folder, lm=dict(models) or None, notify=notify, **options)
         except KeyboardInterrupt:
             interrupted = True
+        except _TimeIsUp:
+            out_of_time = True
     outcome = read_run(folder.path)  # what is shown is what is on the disk
-    outcome.interrupted = interrupted
+    outcome.interrupted, outcome.out_of_time = interrupted, out_of_time
     outcome.answered, outcome.seconds = bar.done, time.monotonic() - began
     return outcome
+
+
+class _TimeIsUp(Exception):
+    """No batch is begun any more."""
 
 
 @contextlib.contextmanager
