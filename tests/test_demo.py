@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from lmppl import LM, program, sample
 from lmppl.cli import cli
 from lmppl.demo import PROGRAMS, SMC
 
@@ -35,8 +36,8 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     monkeypatch.chdir(tmp_path)
     examples = tmp_path / "examples"
     (examples / "data").mkdir(parents=True)
-    for program, data in PROGRAMS:
-        file, name = program.split(":")
+    for source, data in PROGRAMS:
+        file, name = source.split(":")
         body = PROGRAM.format(name=name)
         (examples / file).write_text(body)
         rows = [{"id": f"{name}-{i}", "wanted": "abc"[i % 3], "answer": "a"} for i in range(8)]
@@ -155,3 +156,32 @@ def test_without_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     assert done.stderr.endswith("fix: run it in a clone of the repository: make demo\n")
     assert not Path("out").exists()
+
+
+def test_no_batch_is_begun_after_the_end(tmp_path: Path) -> None:
+    """A task that takes too long is cut off: what is finished stays, nothing else runs."""
+    from lmppl.data import Question
+    from lmppl.inference.rundir import RunDirectory
+    from lmppl.inference.runs import Task
+    from lmppl.inference.specs import parse_engine
+    from lmppl.lm.table import TableLM
+    from lmppl.runner import answer
+
+    lm = TableLM(TABLE["tokens"], {(): TABLE["table"][""]})  # type: ignore[index,arg-type]
+
+    @program
+    def slow(wanted: str) -> str:
+        time.sleep(0.05)
+        return str(sample("drawn", LM(wanted, max_tokens=1)))
+
+    asked = [Question(i, {"wanted": "a"}) for i in range(40)]
+    task = Task(slow, "slow", parse_engine("forward:particles=1"), asked)
+    with RunDirectory(tmp_path / "run") as folder:
+        folder.freeze({}, {})
+        until = time.monotonic() + 0.5
+        outcome = answer([task], folder, 40, {"default": lm}, until=until, concurrency=1)
+        assert outcome.out_of_time and not outcome.interrupted
+        assert 0 < outcome.answered == len(outcome.records) < 40
+        rest = answer([task], folder, 40 - outcome.answered, {"default": lm})
+        assert not rest.out_of_time
+        assert len(rest.records) == 40
