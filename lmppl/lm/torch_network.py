@@ -239,7 +239,8 @@ class Network:
         window = int(getattr(config, "sliding_window", None) or 0)
         kinds = getattr(config, "layer_types", None)
         if kinds is None:
-            kinds = ["sliding_attention" if window else "full_attention"] * len(self._heard)
+            layers = int(config.num_hidden_layers)
+            kinds = ["sliding_attention" if window else "full_attention"] * layers
         expected = {"full_attention": 0, "sliding_attention": window}
         for layer, kind in enumerate(kinds):
             if kind not in expected:

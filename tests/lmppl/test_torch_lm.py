@@ -73,6 +73,20 @@ def make_model(kind: str, width: int = 270) -> Any:
         config = transformers.MistralConfig(**common, **attention, sliding_window=5)
     elif kind == "mamba":
         config = transformers.MambaConfig(**common, state_size=4)
+    elif kind == "gpt_oss":  # attention sinks
+        config = transformers.GptOssConfig(
+            **common, **attention, head_dim=8, num_local_experts=4, sliding_window=5
+        )
+    elif kind == "bloom":  # positions by biases
+        config = transformers.BloomConfig(vocab_size=width, hidden_size=32, n_layer=2, n_head=4)
+    elif kind == "gpt_neo":  # a local window of 256 that is in no layer_types
+        config = transformers.GPTNeoConfig(
+            **common,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=96,
+        )
     else:
         config = transformers.GPT2Config(
             vocab_size=width, n_embd=32, n_layer=2, n_head=4, n_positions=96, eos_token_id=2
@@ -135,6 +149,20 @@ def some_ids(rng: np.random.Generator, n: int) -> Ids:
 def test_engines() -> None:
     engines = {kind: Pair(kind).lm.network.engine for kind in KINDS}
     assert engines == {"llama": "slots", "gpt2": "slots", "mistral": "slots", "mamba": "native"}
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "bloom", "gpt_neo"])
+def test_unusual_attention_is_run_by_the_model_itself(kind: str) -> None:
+    pair = Pair(kind)
+    assert pair.lm.network.engine == "native"
+    rng = np.random.default_rng(0)
+    contexts = [some_ids(rng, n) for n in (3, 12, 12, 20)]
+    rows = pair.lm.open(contexts)
+    rows.push(np.array([5, 6, 7, 8]))
+    contexts = [(*c, t) for c, t in zip(contexts, (5, 6, 7, 8), strict=True)]
+    pair.check(rows, contexts)
+    rows.select(np.array([1, 1, 3]))
+    pair.check(rows, [contexts[i] for i in (1, 1, 3)])
 
 
 def test_two_prompts_with_one_suffix(pair: Pair) -> None:
