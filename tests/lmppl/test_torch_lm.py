@@ -22,6 +22,7 @@ from lmppl.lm.table import token_law  # noqa: E402
 from lmppl.lm.tokenizer import byte_alphabet  # noqa: E402
 from lmppl.lm.torch import TorchLM  # noqa: E402
 from lmppl.lm.torch_cache import Block  # noqa: E402
+from lmppl.lm.torch_draw import Logits  # noqa: E402
 from lmppl.random import Argmax, GumbelMax, fold_array  # noqa: E402
 from lmppl.testing import check_language_model  # noqa: E402
 from lmppl.types import Floats, Ids, Ints, Keys  # noqa: E402
@@ -296,10 +297,37 @@ def test_a_batch_that_goes_on_takes_its_tensors_back(llama: Pair) -> None:
     assert isinstance(rows.block, Block) and rows.block.keys[0].data_ptr() == where
     llama.check(rows, contexts)
     again = llama.lm.open(contexts)  # the tensors are in use: these rows are computed anew
-    again.push(np.array([9, 9, 9, 9, 9]))
-    rows.push(np.array([8, 8, 8, 8, 8]))
-    llama.check(again, [c + (9,) for c in contexts])
-    llama.check(rows, [c + (8,) for c in contexts])
+    for batch, token in ((again, 9), (rows, 8)):
+        batch.push(np.full(5, token))
+        llama.check(batch, [(*c, token) for c in contexts])
+    for batch, token in ((again, 9), (rows, 8)):
+        batch.push(np.full(5, 7))
+        llama.check(batch, [(*c, token, 7) for c in contexts])
+
+
+def test_a_beginning_inside_an_old_trunk_is_reused(llama: Pair) -> None:
+    """A new question shares 34 tokens with a retained trunk of 60: the others are copied from it."""
+    rng = np.random.default_rng(23)
+    preamble = some_ids(rng, 34)
+    old, new = preamble + some_ids(rng, 26), preamble + some_ids(rng, 20)
+    rows = llama.lm.open([old] * 12)
+    assert trunk_lengths(rows) == [60]
+    rows.close()
+    before = llama.lm.usage.computed_tokens
+    contexts = [old[:55], new, new + (9,), new + (10,), old + (9,)]
+    rows = llama.lm.open(contexts)
+    llama.check(rows, contexts)
+    assert llama.lm.usage.computed_tokens == before + 1 + 20 + 1 + 1 + 1
+
+
+def test_a_context_that_begins_all_others(llama: Pair) -> None:
+    """Its scores are wanted in the middle of what a retained row already knows."""
+    rng = np.random.default_rng(24)
+    first = some_ids(rng, 40)
+    longer = first + some_ids(rng, 10)
+    llama.lm.open([longer]).close()
+    contexts = [first, longer + (5,), longer + (6,), first[:35]]
+    llama.check(llama.lm.open(contexts), contexts)
 
 
 def test_rows_that_grew_together_get_a_longer_trunk() -> None:
@@ -549,6 +577,23 @@ def test_the_token_law(width: int, masked: bool) -> None:
             drawn = rows.draw(keys, laws, mask, chance)
             assert (drawn.tokens == chance.categorical(keys, logq)).all()
             assert np.abs(drawn.logq - logq[index, drawn.tokens]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("width", [40, 2000])
+def test_ties_go_to_the_smaller_id(width: int) -> None:
+    """Scores on a coarse grid: top-k and top-p must cut inside a tie as the reference does."""
+    rng = np.random.default_rng(15)
+    scores = np.round(rng.normal(0, 2, (12, width)) * 2) / 2
+    log_model = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    logits = Logits(torch.from_numpy(scores).float())
+    for top_k, top_p in ((1, 1.0), (7, 1.0), (0, 0.33), (30, 0.7), (width, 0.91)):
+        law = TokenLaw(top_k=top_k, top_p=top_p)
+        _, logq = token_law(log_model, law, None)
+        recorder = Recorder()
+        logits.draw(np.arange(12, dtype=np.uint64), [law] * 12, None, recorder)
+        assert (np.isfinite(recorder.rows[0]) == np.isfinite(logq)).all()
+    drawn = logits.draw(np.arange(12, dtype=np.uint64), [TokenLaw()] * 12, None, Argmax())
+    assert (drawn.tokens == scores.argmax(axis=1)).all()
 
 
 def test_noise_is_that_of_numpy() -> None:
