@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from lmppl.errors import CapabilityError, TokenizerMismatch, excerpt
@@ -63,9 +63,9 @@ class HFTokenizer:
         self.fast = fast
         self.width = width
         spec = _plain_spec(json.loads(backend.to_str()))
-        self._text = Tokenizer.from_str(json.dumps(spec))
+        self._spec = json.dumps(spec, ensure_ascii=False)
+        self._text = Tokenizer.from_str(self._spec)
         self._text.encode_special_tokens = True
-        self._marked = Tokenizer.from_str(json.dumps(spec))
         self.size = int(self._text.get_vocab_size(with_added_tokens=True))
         added = {int(t["id"]): str(t["content"]) for t in spec["added_tokens"]}
         marked = {int(t["id"]) for t in spec["added_tokens"] if t["special"]}
@@ -79,7 +79,7 @@ class HFTokenizer:
         self._bytes = _all_bytes(self._text, spec, added, self.special_ids, width)
         self.missing_ids = [i for i in range(width) if self._text.id_to_token(i) is None]
         """Ids that the model scores and no token has."""
-        self._special_text = {i: self._marked.id_to_token(i) or "" for i in self.special_ids}
+        self._special_text = {i: self._text.id_to_token(i) or "" for i in self.special_ids}
         if self.size > width:
             raise TokenizerMismatch(
                 f"the tokenizer has {self.size:,} tokens, the model scores {width:,}",
@@ -111,6 +111,13 @@ class HFTokenizer:
         raise TokenizerMismatch(
             "the tokenizer turns plain text into a control token", value=excerpt(text)
         )
+
+    @cached_property
+    def _marked(self) -> Any:
+        """The same tokenizer with its control tokens; made for the first chat."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self._spec)
 
     def encode_marked(self, text: str) -> Ids:
         """Ids of a text of ours (a template), control tokens included."""
