@@ -14,6 +14,7 @@ made for a tape replays it first, checking every entry.
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import inspect
 import warnings
 from abc import ABC, abstractmethod
@@ -76,7 +77,9 @@ class Frame(ABC):
         return None
 
     def _give_up(self) -> None:
-        _ZOMBIES.append(self)
+        # One reference that nobody returns: freed at the end of the interpreter, a coroutine would
+        # be closed once more, and its program would catch that for ever too.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
         warnings.warn(
             f"a program caught ParticleKilled again and again at {self.zombie}: its frame is left "
             "suspended and never freed; write `except Exception:` in place of a bare `except:`",
@@ -99,9 +102,6 @@ class Frame(ABC):
             return run_coroutine(value)
         finally:
             self.context.is_async = colour
-
-
-_ZOMBIES: list[Frame] = []
 
 
 def run_coroutine(value: Any) -> Any:

@@ -7,6 +7,7 @@ test files do not import each other.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import os
 import sys
@@ -126,3 +127,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for name, value in report.user_properties:
             if name == "figure" and report.when == "call":
                 terminalreporter.write_line(f"figure: {value}")
+
+
+def pytest_unconfigure() -> None:
+    """A process that does not end is a failure, and says where it hangs; it once cost a CI run."""
+    faulthandler.dump_traceback_later(120, exit=True)

@@ -390,25 +390,30 @@ def test_a_bare_except_that_swallows_the_kill_is_given_up(name: str) -> None:
     assert local.active is None
 
 
-def test_a_process_with_given_up_frames_ends_quietly() -> None:
+@pytest.mark.parametrize("name", ["greenlet", "coroutine"])
+def test_a_process_with_given_up_frames_ends_quietly(name: str) -> None:
+    """The end of the interpreter closes what it frees, and such a program would catch that too."""
     code = """
     import warnings
     from lmppl import Bernoulli, factor, program, sample
     from lmppl.inference import Importance, infer
 
     @program
-    def model():
-        x = sample("x", Bernoulli(0.5))
+    async def model():
+        x = await sample("x", Bernoulli(0.5))
         while True:
             try:
-                factor("f", x)
-                return sample("y", Bernoulli(0.5))
+                await factor("f", x)
+                return await sample("y", Bernoulli(0.5))
             except:
                 pass
 
     warnings.simplefilter("ignore")
-    print(len(infer(model, engine=Importance(12))))
+    print(len(infer(model, engine=Importance(12), driver="NAME")))
     """
+    code = code.replace("NAME", name)
+    if name == "greenlet":
+        code = code.replace("async ", "").replace("await ", "")
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
     )
