@@ -1,0 +1,1 @@
+"""Search over traces: a tree node is a particle that stands before a choice."""

@@ -1,0 +1,468 @@
+"""The tree that every search engine grows: a node is a particle that stands before a choice.
+
+A node's particle has passed everything up to its next random site, which is not answered yet: all
+observations and factors that follow from the choices so far are in
+
+    log g(node) = Σ log p(choices) + Σ log p(observations) + Σ factors     log γ of a finished one
+
+A child is a fork with that site answered. Where the values can be listed they all become children
+(at most `MOST` strings of a model with small rows; `Choice` and finite distributions always);
+elsewhere `k` children are drawn. A child's key is folded from its parent's key and its number, so
+neither batch nor order matters. All children of a wave move in one `machine.advance`, so their
+model calls share batches. Equal children of one parent are one: the tree holds distinct traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from lmppl.context import Message
+from lmppl.distributions import Distribution, after, score_or_zero
+from lmppl.errors import BadArgument, LmpplError, NotFinite, excerpt
+from lmppl.inference.particles import Particle
+from lmppl.inference.population import Machine
+from lmppl.jobs import Draw, Env, Generate, Job, Score
+from lmppl.lm.load import as_models
+from lmppl.random import fold
+from lmppl.strands import Strand
+from lmppl.strings import StringDistribution
+from lmppl.text import Text
+from lmppl.trace import Trace
+from lmppl.types import Key
+from lmppl.weights import NEG_INF, check_log_weight
+
+T = TypeVar("T")
+Wave: TypeAlias = Generator[Sequence[Job], Sequence[Job], T]
+Guide: TypeAlias = Callable[[Trace], float]
+MOST = 256
+"""Strings that a site may have at most to be listed unless `children="all"`."""
+WAITING = object()
+"""Stands in `Strand.outcomes` of a site that no one has answered."""
+
+
+class Node:
+    """A partial trace in the tree, with its numbers."""
+
+    __slots__ = (
+        "action", "born", "children", "depth", "log_g", "log_h", "log_p", "parent", "particle",
+        "seen", "stats",
+    )  # fmt: skip
+
+    def __init__(self, particle: Particle, parent: Node | None, action: str | None) -> None:
+        """A node that nothing is known of yet."""
+        self.particle = particle
+        self.parent = parent
+        self.action = action
+        """The name of the action that drew it."""
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.log_g = 0.0
+        self.log_h = 0.0
+        """log of the guide; 0 for a finished node and where there is none."""
+        self.log_p = 0.0
+        """log p of the choice that made it, given its parent."""
+        self.children: list[Node] = []
+        self.born = 0
+        """How many child numbers have been given out."""
+        self.seen: set[Hashable] = set()
+        """The values of its children."""
+        self.stats: Any = None
+        """What the engine keeps of it."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether its program has returned."""
+        return self.particle.finished
+
+    @property
+    def key(self) -> Key:
+        """Its randomness, a function of the path to it: breaks ties."""
+        return self.particle.key
+
+    @property
+    def priority(self) -> float:
+        """log g + log h."""
+        return self.log_g + self.log_h
+
+
+class Action(NamedTuple):
+    """A way to draw a site: with another model, or under another proposal."""
+
+    env: Env | None
+    proposal: Any
+
+
+class Request(NamedTuple):
+    """Children to make: `k` drawn ones, or all where they can be listed."""
+
+    node: Node
+    k: int
+    action: str | None = None
+
+
+@dataclass
+class Tree:
+    """Grows nodes over one machine.
+
+    Args:
+        machine: the run.
+        guide: log h of a partial trace.
+        children: "auto" lists where that is cheap, "all" must list, "sample" always draws.
+        actions: ways to draw, by name: a language model (or its name), or proposal settings such
+            as `{"temperature": 1.3}`. The target law is the program's own whatever they are.
+        bound: whether the guide may be -inf, which says that nothing below is possible.
+        everywhere: whether finished nodes are guided too.
+    """
+
+    machine: Machine
+    guide: Guide | None = None
+    children: str = "auto"
+    actions: Mapping[str, Any] | None = None
+    bound: bool = False
+    everywhere: bool = False
+
+    def __post_init__(self) -> None:
+        """Take the draws of the machine over."""
+        machine = self.machine
+        machine.draws = lambda p, m, key: WAITING
+        self.listed_all = True
+        """Whether the last wave left no value out."""
+        self.expansions = 0
+        """How many nodes were given children."""
+        self.grown = 0
+        """How many nodes were made."""
+        self.finished: list[Node] = []
+        """Every finished node, in the order of its wave."""
+        self._top: Node | None = None
+        self._ways = {name: _way(machine, a) for name, a in (self.actions or {}).items()}
+
+    def root(self) -> Wave[Node]:
+        """The node of the empty trace."""
+        self._top = Node(self.machine.particle(0), None, None)
+        yield from self._settle([self._top])
+        return self._top
+
+    def grow(self, requests: Sequence[Request]) -> Wave[list[list[Node]]]:
+        """Make children, all in one wave; the new ones of each request."""
+        listed = yield from self._supports(requests)
+        self.listed_all = None not in listed
+        made: list[list[Node]] = []
+        drawing: list[tuple[Node, Strand, Any]] = []
+        for r, pairs in zip(requests, listed, strict=True):
+            self.expansions += 1
+            if pairs is None:
+                made.append(self._drawn(r, drawing))
+            else:
+                made.append(self._listed(r.node, pairs))
+        yield from self._deliver(drawing)
+        for at, (r, children) in enumerate(zip(requests, made, strict=True)):
+            if listed[at] is None:
+                made[at] = _distinct(r.node, children)
+            r.node.children += made[at]
+        yield from self._settle([n for children in made for n in children])
+        return [[n for n in children if not n.particle.dead] for children in made]
+
+    def rollout(self, nodes: Sequence[Node], numbers: Sequence[int]) -> Wave[list[Node]]:
+        """Draw everything that is left of each node: finished nodes that are nobody's children."""
+        ends: list[Node] = []
+        drawing: list[tuple[Node, Strand, Any]] = []
+        for node, number in zip(nodes, numbers, strict=True):
+            key = fold(node.key, "rollout", number)
+            p = self.machine.fork(node.particle, key, node.particle.index, frames=False)
+            ends.append(Node(p, node, None))
+            for leaf in waiting(p):
+                if leaf.pending is not None:
+                    drawing.append((ends[-1], leaf, self._step(ends[-1], leaf.pending, leaf)))
+        yield from self._deliver(drawing)
+        pause = self.machine.draws
+        self.machine.draws = lambda p, m, key: after(self.machine._draw(p, m, key), _under_p)
+        try:
+            yield from self._settle(ends)
+        finally:
+            self.machine.draws = pause
+        return ends
+
+    def drop(self, nodes: Sequence[Node]) -> None:
+        """Give the frames of nodes up that will hardly be grown; replay would make them again."""
+        for n in nodes:
+            n.particle.strand.kill()
+
+    def close(self) -> None:
+        """Unwind every frame; the tree is not grown any more."""
+        stack = [] if self._top is None else [self._top]
+        while stack:
+            node = stack.pop()
+            node.particle.strand.kill()
+            stack += node.children
+
+    # -- parts of a wave ---------------------------------------------------------------------
+
+    def _settle(self, nodes: Sequence[Node]) -> Wave[None]:
+        """Run new nodes to their next choice, and weigh them."""
+        yield from self.machine.advance([n.particle for n in nodes], "end")
+        self.grown += len(nodes)
+        for n in nodes:
+            p = n.particle
+            n.log_g = p.log_weight
+            if p.dead:
+                continue
+            if self.guide is not None and (self.everywhere or not n.finished):
+                n.log_h = self._guided(self.guide, p)
+                if n.log_h == NEG_INF:
+                    self.machine.kill(p, "guide", "a bound of zero")
+                    continue
+            if n.finished:
+                self.finished.append(n)
+
+    def _deliver(self, drawing: Sequence[tuple[Node, Strand, Any]]) -> Wave[None]:
+        """Run the steps that draw, in shared batches, and answer the sites."""
+        draws = yield from run_steps(self.machine, [step for *_, step in drawing])
+        for (node, leaf, _), draw in zip(drawing, draws, strict=True):
+            if not node.particle.dead:
+                leaf.outcomes = None
+                node.log_p += draw.logp
+                self.machine.deliver(node.particle, leaf, draw)
+
+    def _guided(self, guide: Guide, p: Particle) -> float:
+        trace = Trace(p.strand.head, p.strand.result)
+        value = check_log_weight(guide(trace), site="guide", term="log guide")
+        if value == NEG_INF and not self.bound:
+            raise LmpplError(
+                "the guide gave zero to a particle that is alive",
+                where=f"after {list(trace)[-1:] or 'the start'}",
+                why="a guide only directs the search; zero would cut a part off unseen",
+                fix="return a finite number, such as -20.0, or use AStar, whose guide is a bound",
+            )
+        return value
+
+    def _supports(self, requests: Sequence[Request]) -> Wave[list[list[Any] | None]]:
+        """All joint values of what each node waits for, or None where they are drawn."""
+        steps: list[Any] = []
+        sizes: list[int] = []
+        for r in requests:
+            found = self._listable(r)
+            sizes.append(-1 if found is None else len(found))
+            steps += found or []
+        results = yield from run_steps(self.machine, steps)
+        out: list[list[Any] | None] = []
+        at = 0
+        for size in sizes:
+            if size < 0:
+                out.append(None)
+                continue
+            joint: list[Any] = [()]
+            for support in results[at : at + size]:
+                joint = [(*before, pair) for before in joint for pair in support]
+            out.append(joint)
+            at += size
+        return out
+
+    def _listable(self, r: Request) -> list[Any] | None:
+        """The steps that list each leaf's values; None when one has too many."""
+        if r.action is not None or self.children == "sample":
+            return None
+        steps = []
+        for leaf in waiting(r.node.particle):
+            dist: Distribution = leaf.pending.dist  # type: ignore[union-attr]
+            if self.children != "all" and not all(
+                _few(part, self.machine.env) for part in dist.parts()
+            ):
+                return None
+            try:
+                steps.append(dist.support(self.machine.env))
+            except NotFinite:
+                if self.children == "all":
+                    raise
+                return None
+        return steps
+
+    def _listed(self, parent: Node, joint: list[Any]) -> list[Node]:
+        children = []
+        if parent.born:
+            return []  # all have been made
+        for k, values in enumerate(joint):
+            child = self._child(parent, k, None, last=k == len(joint) - 1)
+            for leaf, (value, logp) in zip(waiting(child.particle), values, strict=True):
+                if child.particle.dead:
+                    break
+                leaf.outcomes = None
+                child.log_p += logp
+                self.machine.deliver(child.particle, leaf, Draw(value, logp, 0.0))
+            children.append(child)
+        parent.born = len(joint)
+        if not joint:
+            self.machine.kill(parent.particle, "?", "no value has positive probability")
+        return children
+
+    def _drawn(self, r: Request, drawing: list[tuple[Node, Strand, Any]]) -> list[Node]:
+        children = []
+        for j in range(r.k):
+            child = self._child(r.node, r.node.born + j, r.action, last=j == r.k - 1)
+            for leaf in waiting(child.particle):
+                m = leaf.pending
+                if m is None or child.particle.dead:
+                    break
+                drawing.append((child, leaf, self._step(child, m, leaf)))
+            children.append(child)
+        r.node.born += r.k
+        return children
+
+    def _step(self, node: Node, m: Message, leaf: Strand) -> Any:
+        """The step that draws a site."""
+        machine, p = self.machine, node.particle
+        way = self._ways.get(node.action) if node.action is not None else None
+        try:
+            return after(_draw(machine, p, m, way), _under_p)
+        except Exception as error:
+            machine._failed_site(p, leaf, error)
+            return Draw(None, NEG_INF, 0.0)
+
+    def _child(self, parent: Node, number: int, action: str | None, last: bool) -> Node:
+        key = fold(parent.key, "child", number)
+        particle = self.machine.fork(parent.particle, key, parent.particle.index, frames=last)
+        return Node(particle, parent, action)
+
+
+def waiting(p: Particle) -> list[Strand]:
+    """The strands of a particle that wait for a choice, branches of a plate in order."""
+    return [leaf for leaf in p.strand.leaves() if leaf.outcomes is WAITING]
+
+
+def run_steps(machine: Machine, steps: Sequence[Any]) -> Wave[list[Any]]:
+    """Run steps of distributions to their results, their jobs in shared batches."""
+    results: list[Any] = list(steps)
+    at: dict[int, int] = {}
+    new: list[Job] = []
+
+    def take(i: int, step: Any) -> None:
+        if isinstance(step, (Generate, Score)):
+            step.ledger = machine.ledger
+            at[id(step)] = i
+            new.append(step)
+        else:
+            results[i] = step
+
+    for i, step in enumerate(steps):
+        take(i, step)
+    while at:
+        done = yield new
+        new = []
+        for job in done:
+            if isinstance(job, (Generate, Score)):
+                take(at.pop(id(job)), job.step())
+    return results
+
+
+def _draw(machine: Machine, p: Particle, m: Message, way: Action | None) -> Any:
+    key = fold(p.key, m.address)
+    if way is None:
+        return machine._draw(p, m, key)
+    if way.env is None:
+        adapt = getattr(m.dist, "proposed", None)  # settings are for strings
+        before, m.proposal = m.proposal, adapt(**way.proposal) if adapt else m.proposal
+        try:
+            return machine._draw(p, m, key)
+        finally:
+            m.proposal = before
+
+    def weigh(d: Draw) -> Any:
+        scored = score_or_zero(m.dist, d.value, machine.env)
+        return after(scored, lambda logp: Draw(d.value, logp, d.logq, d.restricted))
+
+    return after(m.dist.draw(key, way.env), weigh)
+
+
+def _way(machine: Machine, action: Any) -> Action:
+    if isinstance(action, Mapping):
+        return Action(None, dict(action))
+    env = machine.env
+    return Action(Env({**env.models, **as_models(action)}, env.chance, env.resolve), None)
+
+
+def _few(dist: Distribution, env: Env) -> bool:
+    """Whether the values of a distribution are cheap to list."""
+    if not isinstance(dist, StringDistribution):
+        return True
+    lm = env.model(dist._lm)
+    size = 1
+    for _ in range(int(dist._options.law.max_tokens)):
+        size *= lm.vocab_size
+        if size > MOST:
+            return False
+    return bool(lm.capabilities.full_rows)
+
+
+def _distinct(parent: Node, children: list[Node]) -> list[Node]:
+    """Those whose values no sibling has had; the others are dropped."""
+    new = []
+    for child in children:
+        if not child.particle.dead:
+            found = _values(child.particle, parent.particle)
+            if found in parent.seen:
+                child.particle.strand.kill()
+                child.particle.dead = True
+                continue
+            parent.seen.add(found)
+        new.append(child)
+    return new
+
+
+def _values(p: Particle, parent: Particle) -> Hashable:
+    """What has been answered since the parent, branches of a plate included."""
+    found = []
+    for leaf, before in zip(p.strand.leaves(), parent.strand.leaves(), strict=False):
+        if leaf.head is not before.head and leaf.head is not None:
+            m = before.pending
+            tokens = m is not None and isinstance(m.dist, StringDistribution)
+            found.append((leaf.head.address, same_value(leaf.head.value, tokens)))
+    return tuple(found)
+
+
+def same_value(value: Any, tokens: bool = True) -> Hashable:
+    """Equal for equal values; with `tokens`, a text is also its ids, which have their own log p."""
+    if isinstance(value, Text):
+        ids = value._ids if tokens else None
+        return (str(value), None if ids is None else tuple(ids))
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return (type(value).__name__, value)
+
+
+def _under_p(d: Draw) -> Draw:
+    """The draw whose weight is log p alone, as everywhere in the tree."""
+    return d._replace(logq=0.0)
+
+
+def check_positive(engine: str, **numbers: Any) -> None:
+    """Positive integers, or an error that names the one that is not."""
+    for name, n in numbers.items():
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise BadArgument(
+                f"{engine}: {name} must be a positive integer, got {excerpt(n, 40)}",
+                fix=f"write {name}=4",
+            )
+
+
+def check_search(engine: str, rank: str, children: str, guide: Any) -> None:
+    """The arguments that many search engines share."""
+    for name, value, known in (
+        ("rank", rank, ("joint", "guide")),
+        ("children", children, ("auto", "all", "sample")),
+    ):
+        if value not in known:
+            raise BadArgument(
+                f"{engine}: {name} must be one of {', '.join(known)}, got {excerpt(value, 40)}",
+                fix=f'write {name}="{known[0]}"',
+            )
+    if guide is not None and not callable(guide):
+        raise BadArgument(
+            f"{engine}: guide must be a function of a partial trace, got {type(guide).__name__}",
+            fix="write guide=lambda trace: 0.0, a finite log h",
+        )
+    if rank == "guide" and guide is None:
+        raise BadArgument(
+            f'{engine}: rank="guide" needs a guide', fix='give guide=, or rank="joint"'
+        )
