@@ -4,17 +4,17 @@ A constraint is an automaton over *bytes*; `ConstraintState` is one of its state
 that a particle forks by copying a reference. States are shared by all particles of a run: one
 state (and one mask) per distinct byte prefix.
 
-The mask allows **every** tokenisation of the language, not only the canonical one: llguidance
-narrows forced bytes to one token, which would silently change the target, so forced stretches are
-opened again here. Tokens that are half a character, or that share their bytes with another id, are
-handled as bytes.
+The mask allows **every** tokenisation of the language, not only the canonical one: by default
+llguidance narrows forced bytes to one token, which would silently change the target, so grammars
+are compiled with its option `no_forcing`. Tokens that are half a character, or that share their
+bytes with another id, are handled as bytes.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import threading
-from bisect import bisect_left
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,11 +39,6 @@ class _Vocabulary:
 
         self.size = lm.vocab_size
         words = [lm.token_bytes(i) for i in range(self.size)]
-        self.by_bytes: dict[bytes, list[int]] = {}
-        for i, word in enumerate(words):
-            if word:
-                self.by_bytes.setdefault(word, []).append(i)
-        self.sorted = sorted(self.by_bytes)
         self.eos = np.array(sorted(lm.eos_ids), dtype=np.int64)
         size, end = self.size, self.size + 256
 
@@ -59,14 +54,6 @@ class _Vocabulary:
 
         self.tokenizer = LLTokenizer(TokenizerWrapper(Wrapped()))
 
-    def starting_with(self, prefix: bytes) -> list[int]:
-        out: list[int] = []
-        at = bisect_left(self.sorted, prefix)
-        while at < len(self.sorted) and self.sorted[at].startswith(prefix):
-            out += self.by_bytes[self.sorted[at]]
-            at += 1
-        return out
-
 
 _VOCABULARIES: WeakKeyDictionary[LanguageModel, _Vocabulary] = WeakKeyDictionary()
 _LOCK = threading.Lock()
@@ -79,6 +66,16 @@ def vocabulary_of(lm: LanguageModel) -> _Vocabulary:
         if found is None:
             found = _VOCABULARIES[lm] = _Vocabulary(lm)
         return found
+
+
+def _grammar(pattern: str) -> str:
+    """llguidance's grammar of an expression, every tokenisation of a match allowed."""
+    from llguidance import LLMatcher
+
+    found = json.loads(LLMatcher.grammar_from_regex(pattern))
+    for one in found["grammars"]:
+        one["lark_grammar"] = f'%llguidance {{"no_forcing": true}}\n{one["lark_grammar"]}'
+    return json.dumps(found)
 
 
 class Constraint:
@@ -107,7 +104,7 @@ class Constraint:
             whole = f"(?:{regex})(?:{ends})"
         # alone first: "a)|(b" would become valid, and another language, inside the brackets
         for pattern in dict.fromkeys((regex, whole)):
-            matcher = LLMatcher(self.vocabulary.tokenizer, LLMatcher.grammar_from_regex(pattern))
+            matcher = LLMatcher(self.vocabulary.tokenizer, _grammar(pattern))
             if matcher.is_error():
                 lines = str(matcher.get_error()).strip().splitlines() or ["no reason given"]
                 reasons = [line for line in lines if line.startswith("error: ")] or lines
@@ -172,15 +169,6 @@ class ConstraintState:
         vocabulary = self.constraint.vocabulary
         bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
         mask = np.unpackbits(bits, bitorder="little")[: vocabulary.size].astype(bool)
-        forced = bytes(self.matcher.compute_ff_bytes())
-        if forced:
-            mask[:] = False
-            candidates = vocabulary.starting_with(forced)
-            for n in range(1, len(forced)):
-                candidates += vocabulary.by_bytes.get(forced[:n], [])
-            for token in candidates:
-                if self.matcher.validate_tokens([token]) == 1:
-                    mask[token] = True
         if len(vocabulary.eos):
             mask[vocabulary.eos] = self.accepting
         mask.setflags(write=False)
