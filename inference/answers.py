@@ -26,7 +26,7 @@ from lmppl.inference.particles import Particle
 from lmppl.jobs import Draw, Effect, Env, Generate, Job, Score
 from lmppl.ledger import Ledger
 from lmppl.messengers import placed
-from lmppl.random import fold
+from lmppl.random import fold_half, half
 from lmppl.strands import Strand
 from lmppl.strings import check_proposal
 from lmppl.text import Text
@@ -84,14 +84,18 @@ class Answers(ABC):
         """Start to answer a message; True when the strand must not be resumed now."""
         op = m.op
         if op == "sample":
-            if m.address in self.conditions and not m.done:
-                m.op, m.proposal = "observe", None
-                m.value = placed(self.conditions[m.address], m.address)
-                self.used.add(m.address)
-                return self._step(p, s, m, self._score(m), new)
+            address = m.address
             if m.done:  # a handler has given the value
                 return self._step(p, s, m, self._score(m), new)
-            return self._step(p, s, m, self.draws(p, m, fold(p.key, m.address)), new)
+            if address in self.conditions:
+                m.op, m.proposal = "observe", None
+                m.value = placed(self.conditions[address], address)
+                self.used.add(address)
+                return self._step(p, s, m, self._score(m), new)
+            halved = p.half
+            if halved < 0:
+                halved = p.half = half(p.key)
+            return self._step(p, s, m, self.draws(p, m, fold_half(halved, address)), new)
         if op == "observe":
             return self._step(p, s, m, self._score(m), new)
         if op == "factor":
@@ -145,6 +149,8 @@ class Answers(ABC):
         if kind is Draw:
             s.job = None
             self.deliver(p, s, step)
+            if self.stop == "end":  # the most travelled way, before the general question
+                return p.dead
         elif kind is Generate or kind is Score:
             s.job = step
             new.append(self._submit(step, p, s))
@@ -172,15 +178,16 @@ class Answers(ABC):
         m = s.pending
         if m is None:
             raise LmpplError("a draw was delivered to a particle that waits for none")
-        value = d.value
+        value, logp, logq, restricted = d
+        address = m.address
         if type(value) is Text:
-            fresh = value.address is None and value._ids is not None
-            value = value.placed(m.address) if fresh else value.at(m.address)
+            fresh = value.address is None and value._origin[0] is not None
+            value = value.placed(address) if fresh else value.at(address)
         elif isinstance(value, str):
-            value = Text(value, address=m.address)
-        if d.restricted:
-            self.restricted.add(m.address)
-        self._weigh(p, s, m, value, d.logp, d.logq)
+            value = Text(value, address=address)
+        if restricted:
+            self.restricted.add(address)
+        self._weigh(p, s, m, value, logp, logq)
 
     def _weigh(
         self, p: Particle, s: Strand, m: Message, value: Any, logp: float, logq: float
@@ -193,8 +200,7 @@ class Answers(ABC):
         # a masked site that is latent keeps its law; a masked observation arrives as 0
         weight = 0.0 if self.ignore_weights else logp - logq
         s.head = Entry(s.head, m.op, address, value, logp, logq, weight, m.fingerprint())
-        if address not in self.sites:
-            self.sites.add(address)
+        self.sites.add(address)
         if weight == NEG_INF or (logp == NEG_INF and not m.masked and m.op == "sample"):
             self.kill(p, address, excerpt(value, 60))
         else:
@@ -253,6 +259,15 @@ class Answers(ABC):
         return True
 
     def _completed(self, p: Particle, s: Strand, job: Job, new: list[Job]) -> None:
+        if type(job) is Generate and s.nested is None:
+            m = s.pending
+            if m is None:
+                return
+            if job.state.finish is None:
+                s.stepped = True  # a barrier inside the string
+            elif not self._step(p, s, m, job.then(job.state), new):
+                self._move(p, s, new)
+            return
         if s.nested is not None and id(job) in s.nested:
             inner, owner = s.nested.pop(id(job))
             inner.owner = owner
@@ -268,9 +283,6 @@ class Answers(ABC):
             return
         if isinstance(job, Effect):
             self._effect_done(p, s, m, job, new)
-            return
-        if type(job) is Generate and job.state.finish is None:
-            s.stepped = True  # a barrier inside the string
             return
         if not self._step(p, s, m, job.step(), new):
             self._move(p, s, new)

@@ -26,7 +26,7 @@ from lmppl.inference.particles import Particle, fork_particle
 from lmppl.jobs import Effect, Env, Generate, Job
 from lmppl.ledger import Ledger
 from lmppl.lines import line_of
-from lmppl.random import fold
+from lmppl.random import fold, fold_half, half
 from lmppl.strands import Launch, Strand
 from lmppl.trace import Entry
 from lmppl.types import Key
@@ -167,7 +167,11 @@ class Machine(Answers):
         return job
 
     def _move(self, p: Particle, s: Strand, new: list[Job]) -> None:
-        """Run a strand until it waits for a job, stands at a barrier, or has ended."""
+        """Run a strand until it waits for a job, stands at a barrier, or has ended.
+
+        Every site of every particle passes here, so the most frequent message, a site to be drawn,
+        is answered in the loop; all others by `_begin`.
+        """
         while not p.dead:
             message = self._resume(p, s)
             if message is None:
@@ -175,7 +179,21 @@ class Machine(Answers):
                     self._ended(p, s, new)
                 return
             try:
-                waits = self._begin(p, s, message, new)
+                if message.op == "sample" and not message.done and not self.conditions:
+                    halved = p.half
+                    if halved < 0:
+                        halved = p.half = half(p.key)
+                    step = self.draws(p, message, fold_half(halved, message.address))
+                    if type(step) is Generate:
+                        s.job = step
+                        step.owner = (p, s)
+                        step.ledger = self.ledger
+                        step.limit = self.limit
+                        new.append(step)
+                        return
+                    waits = self._step(p, s, message, step, new)
+                else:
+                    waits = self._begin(p, s, message, new)
             except Exception as error:
                 self._failed_site(p, s, error)
                 return
@@ -196,9 +214,11 @@ class Machine(Answers):
         s.pending = None
         s.key = p.key
         while True:
+            frame = s.frame
             try:
-                frame = s.frame
-                if frame is None:
+                if frame is not None:
+                    message = frame.resume(s.head)
+                else:
                     if s.parent is not None and s.parent.frame is None:
                         self._revive(s.parent)
                     frame = s.frame = s.launch.driver(s)
@@ -206,13 +226,12 @@ class Machine(Answers):
                     if s.replayed:
                         self.ledger.replayed += s.replayed
                         s.replayed = 0
-                else:
-                    message = frame.resume(s.head)
                 if message is None:
                     s.result = freeze(frame.context.result)
                     s.done = True
                     s.frame = None
-                s.pending = message
+                else:
+                    s.pending = message
                 return message
             except MemoryError:
                 raise

@@ -30,7 +30,9 @@ class _Client:
         self.index = index
         self.run = run
         self.waiting = 0
-        self.completed: list[Job] = []
+        self.completed: Sequence[Job] = ()
+        self.asked: list[Generate | Score] = []
+        """Its model jobs of the next batch."""
         self.started = False
 
 
@@ -52,8 +54,7 @@ def drive_many(
     effects = EffectRunner()
     makers = enumerate(runs)
     clients: dict[int, _Client] = {}
-    waiting: list[Generate | Score] = []
-    of_job: dict[int, _Client] = {}
+    of_effect: dict[int, _Client] = {}
     exhausted = False
     context.engines_running += 1
     collector = _Collector()
@@ -79,7 +80,7 @@ def drive_many(
                     continue
                 try:
                     if client.started:
-                        done, client.completed = client.completed, []
+                        done, client.completed = client.completed, ()
                         new = client.run.send(done)
                     else:
                         client.started = True
@@ -100,37 +101,30 @@ def drive_many(
                     continue
                 client.waiting += len(new)
                 for job in new:
-                    of_job[id(job)] = client
-                    if isinstance(job, Effect):
+                    if type(job) is Effect:
+                        of_effect[id(job)] = client
                         effects.submit(job)
                     else:
-                        waiting.append(job)
+                        client.asked.append(job)  # type: ignore[arg-type]
                 if not client.waiting:
                     raise Deadlock(
                         "an engine waits, and none of its jobs runs", fix="report this as a bug"
                     )
             collector.sweep()
-            batch, waiting = waiting, []
-            if batch:
+            asking = [c for c in clients.values() if c.asked]
+            if asking:
                 if observer is not None:
                     observer(len(clients))
-                try:
-                    run_lm_jobs(batch, chance)
-                except MemoryError:
-                    raise
-                except Exception as error:  # all that shared the batch, and no other question
-                    for client in {id(c): c for c in (of_job[id(j)] for j in batch)}.values():
-                        del clients[client.index]
-                        client.run.close()
-                        collector.resume()
-                        yield client.index, error
-                        collector.pause()
-                else:
-                    _complete(batch, of_job)
+                for client, failure in _run_batch(asking, chance):
+                    del clients[client.index]
+                    client.run.close()
+                    collector.resume()
+                    yield client.index, failure
+                    collector.pause()
             elif clients and not any(c.completed or not c.started for c in clients.values()):
-                _complete([effects.done.get()], of_job)
+                _complete(effects.done.get(), of_effect)
             while not effects.done.empty():
-                _complete([effects.done.get()], of_job)
+                _complete(effects.done.get(), of_effect)
     finally:
         collector.resume()
         context.engines_running -= 1
@@ -162,12 +156,45 @@ class _Collector:
             gc.collect(1)
 
 
-def _complete(jobs: Sequence[Job], of_job: dict[int, _Client]) -> None:
-    for job in jobs:
-        client = of_job.pop(id(job), None)
-        if client is not None:
-            client.waiting -= 1
-            client.completed.append(job)
+def _run_batch(asking: Sequence[_Client], chance: Chance) -> list[tuple[_Client, Exception]]:
+    """Run all model jobs as one batch; those whose jobs fail, with their errors.
+
+    When the batch fails, each question's jobs are run alone: draws are keyed and strings keep what
+    they have, so the others go on as if nothing had happened.
+    """
+    if len(asking) == 1:
+        batch = asking[0].asked
+    else:
+        batch = [job for client in asking for job in client.asked]
+    failed: list[tuple[_Client, Exception]] = []
+    try:
+        run_lm_jobs(batch, chance)
+    except MemoryError:
+        raise
+    except Exception as error:
+        for client in asking:
+            if len(asking) == 1:
+                failed.append((client, error))
+                break
+            try:
+                run_lm_jobs(client.asked, chance)
+            except MemoryError:
+                raise
+            except Exception as own:
+                failed.append((client, own))
+    for client in asking:
+        done, client.asked = client.asked, []
+        client.waiting -= len(done)
+        client.completed = [*client.completed, *done] if client.completed else done
+    return failed
+
+
+def _complete(job: Job, of_effect: dict[int, _Client]) -> None:
+    """Hand a finished effect to the run that waits for it, if it is still there."""
+    client = of_effect.pop(id(job), None)
+    if client is not None:
+        client.waiting -= 1
+        client.completed = [*client.completed, job]
 
 
 def drive(run: Jobs, chance: Chance) -> Any:

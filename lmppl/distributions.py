@@ -299,16 +299,16 @@ def gather(steps: Sequence[Callable[[], Any]], done: Callable[[list[Any]], Any])
     return run(0, [])
 
 
-_KNOWN: set[type] = set()
+KNOWN: set[type] = set()
 """Classes seen to be distributions: a check against an abstract class is slow."""
 
 
 def as_distribution(value: Any, site: str) -> Distribution:
     """Take a distribution as it is, wrap a NumPyro one, refuse anything else by name."""
-    if type(value) in _KNOWN:
+    if type(value) in KNOWN:
         return value  # type: ignore[no-any-return]
     if isinstance(value, Distribution):
-        _KNOWN.add(type(value))
+        KNOWN.add(type(value))
         return value
     if isinstance(value, type):
         raise NotADistribution(site, value)

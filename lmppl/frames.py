@@ -144,8 +144,9 @@ class GreenletFrame(Frame):
 
         super().__init__(strand)
         self._getcurrent = getcurrent
-        self._greenlet = greenlet(self._run)
-        self._greenlet.gr_context = contextvars.copy_context()
+        self._greenlet = glet = greenlet(self._run)
+        self._switch = glet.switch
+        glet.gr_context = contextvars.copy_context()
 
     def _run(self, _: object) -> None:
         self.context.result = self.drive(self._call())
@@ -153,28 +154,27 @@ class GreenletFrame(Frame):
 
     def resume(self, entry: Entry | None) -> Message | None:
         """Switch in, come back with a message or the end."""
-        glet = self._greenlet
         hub = self._getcurrent()
-        if glet.parent is not hub:
-            glet.parent = hub
+        if self._greenlet.parent is not hub:
+            self._greenlet.parent = hub
         before = local.active
         local.active = self.context
         try:
-            message: Message | None = glet.switch(entry)
+            message: Message | None = self._switch(entry)  # None at the end: that of `_run`
         finally:
             local.active = before
-        return None if glet.dead else message
+        return message
 
     def suspend(self, message: Message) -> Entry:
         """Switch out."""
-        if self._getcurrent() is not self._greenlet:
+        glet = self._greenlet
+        if self._getcurrent() is not glet:
             raise WrongContext(
                 f"site {message.address!r} was reached in another greenlet than the program's",
                 why="only the program itself can be suspended and resumed",
                 fix="call it in the program; for parallel work use plate(...) or effect(...)",
             )
-        hub = self._greenlet.parent
-        entry: Entry = hub.switch(message)
+        entry: Entry = glet.parent.switch(message)
         return entry
 
     def kill(self) -> None:

@@ -209,13 +209,14 @@ def run_lm_jobs(jobs: Sequence[Generate | Score], chance: Chance) -> None:
     """Run model jobs, one batch per model, kind and limit, and charge their ledgers."""
     strings: dict[tuple[LanguageModel, int | None], list[Generate]] = {}
     texts: dict[LanguageModel, list[Score]] = {}
+    group: list[Generate] = []
+    lm, limit = None, None
     for job in jobs:
         if type(job) is Generate:
-            at = (job.lm, job.limit)
-            if at in strings:
-                strings[at].append(job)
-            else:
-                strings[at] = [job]
+            if job.lm is not lm or job.limit != limit:  # neighbours are mostly of one kind
+                lm, limit = job.lm, job.limit
+                group = strings.setdefault((lm, limit), [])
+            group.append(job)
         else:
             texts.setdefault(job.lm, []).append(job)  # type: ignore[arg-type]
     for (_, limit), group in strings.items():
@@ -226,20 +227,25 @@ def run_lm_jobs(jobs: Sequence[Generate | Score], chance: Chance) -> None:
 
 def _generate(jobs: Sequence[Generate], chance: Chance, limit: int | None) -> None:
     lm = jobs[0].lm
-    before = [len(j.state.ids) for j in jobs]
-    passes = advance(lm, [j.state for j in jobs], chance, limit)
-    books: dict[int, ModelCost] = {}
-    for j, old in zip(jobs, before, strict=True):
-        if j.ledger is None:
-            continue
-        cost = books.get(id(j.ledger))
+    states = [j.state for j in jobs]
+    before = [len(s.ids) for s in states]
+    passes = advance(lm, states, chance, limit)
+    cost: ModelCost | None = None
+    book: Ledger | None = None
+    seen: set[int] = set()
+    for j, s, old in zip(jobs, states, before, strict=True):
+        if j.ledger is not book:
+            book = j.ledger
+            cost = None if book is None else book.model(lm.name)
+            if cost is not None and id(book) not in seen:
+                seen.add(id(book))
+                cost.passes += passes
         if cost is None:
-            cost = books[id(j.ledger)] = j.ledger.model(lm.name)
-            cost.passes += passes
-        cost.tokens_out += len(j.state.ids) - old
+            continue
+        cost.tokens_out += len(s.ids) - old
         if old == 0:
             cost.calls += 1
-            cost.tokens_in += len(j.state.context)
+            cost.tokens_in += len(s.context)
 
 
 def _score(jobs: Sequence[Score]) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from lmppl.context import Context, Message, current
-from lmppl.distributions import as_distribution
+from lmppl.context import Context, Message, current, local
+from lmppl.distributions import KNOWN, as_distribution
 from lmppl.errors import BadArgument, BadProgram, excerpt
 from lmppl.values import freeze
 
@@ -45,25 +45,27 @@ def sample(name: str, dist: Any, obs: Any = None, proposal: Any = None) -> Any:
     >>> handlers.seed(die, 0)() in range(1, 7)
     True
     """
-    ctx = current("sample")
+    ctx = local.active
+    if ctx is None:
+        ctx = current("sample")
     address = ctx.address(name)
-    dist = as_distribution(dist, address)
+    if type(dist) not in KNOWN:
+        dist = as_distribution(dist, address)
     if obs is not None:
         return ctx.perform(Message("observe", name, address, dist, obs))
-    if isinstance(proposal, dict):
-        adapt = getattr(dist, "proposed", None)
-        if adapt is None:
-            raise BadArgument(
-                f"site {address!r}: a mapping as proposal sets a language model's sampling",
-                value=excerpt(proposal),
-                fix="give a distribution, or use LM or Chat",
-            )
-        dist, proposal = adapt(**proposal), None
-    elif proposal is not None:
-        proposal = as_distribution(proposal, address)
     message = Message("sample", name, address, dist)
     if proposal is not None:
-        message.proposal = proposal
+        if isinstance(proposal, dict):
+            adapt = getattr(dist, "proposed", None)
+            if adapt is None:
+                raise BadArgument(
+                    f"site {address!r}: a mapping as proposal sets a language model's sampling",
+                    value=excerpt(proposal),
+                    fix="give a distribution, or use LM or Chat",
+                )
+            message.dist = adapt(**proposal)
+        else:
+            message.proposal = as_distribution(proposal, address)
     return ctx.perform(message)
 
 

@@ -152,12 +152,25 @@ class FrameContext(Context):
         self.frame = frame
         self.strand = strand
         self.replay = replay
+        self.length = len(replay)
         self.position = 0
         self.leaving: type[BaseException] | None = None
         """What unwinds the frame: raised at every primitive, should the program catch it."""
         self.refusals = 0
         """How often the program has gone on in spite of it."""
         self.result: Any = None
+
+    def perform(self, message: Message) -> Any:
+        """As in any context; a new site without handlers goes straight to the engine."""
+        if (
+            self.position < self.length
+            or self.handlers
+            or self.is_async
+            or self.leaving is not None
+            or message.op in INLINE
+        ):
+            return super().perform(message)
+        return self.frame.suspend(message).value
 
     def answer(self, message: Message) -> None:
         """From the tape, else by suspending."""
@@ -184,7 +197,7 @@ class FrameContext(Context):
             if self.refusals > PATIENCE:
                 self.frame.abandon()
             raise self.leaving
-        if self.position < len(self.replay):
+        if self.position < self.length:
             entry = self.replay[self.position]
             self.position += 1
             self.strand.replayed += 1
@@ -210,7 +223,7 @@ class FrameContext(Context):
 
     def skip(self, op: str, address: str) -> Entry | None:
         """The next entry of the tape, if it is this folded part."""
-        if self.position >= len(self.replay):
+        if self.position >= self.length:
             return None
         entry = self.replay[self.position]
         if entry.op != op or entry.address != address:
@@ -221,7 +234,7 @@ class FrameContext(Context):
 
     def mark(self) -> Entry | None:
         """The newest entry so far."""
-        if self.position < len(self.replay):
+        if self.position < self.length:
             return self.replay[self.position].prev
         return self.strand.head
 
@@ -235,7 +248,7 @@ class FrameContext(Context):
 
     def check_finished(self) -> None:
         """At the return of the program: the whole tape was read."""
-        if self.position < len(self.replay):
+        if self.position < self.length:
             entry = self.replay[self.position]
             raise ReplayDivergence(
                 f"{entry.op} {entry.address!r}", "the end of the program", address=entry.address

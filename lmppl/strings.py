@@ -134,16 +134,19 @@ class StringDistribution(Distribution):
     def draw(self, key: Key, env: Env) -> Step[Draw]:
         """Ask for one string."""
         lm = env.model(self._lm)
+        finisher = self._options.finishers.get(id(lm))
+        if finisher is None or finisher.lm is not lm:
+            finisher = self._drawn(lm)
         context = self.context(lm)
-        if len(context) + self._options.law.max_tokens > lm.max_context:
-            self._fits(lm, context, self._options.law.max_tokens)
-        return Generate(lm, StringState(self.law(lm), context, key), self._drawn(lm))
+        if len(context) > finisher.room:
+            self._fits(lm, context, finisher.law.max_tokens)
+        return Generate(lm, StringState(finisher.law, context, key), finisher.finish)
 
     def _drawn(self, lm: LanguageModel) -> Finisher:
         finishers = self._options.finishers
         found = finishers.get(id(lm))
         if found is None or found.lm is not lm:
-            found = finishers[id(lm)] = Finisher(lm, self._options)
+            found = finishers[id(lm)] = Finisher(lm, self._options, self.law(lm))
         return found
 
     def _scheme(self, lm: LanguageModel) -> int:
@@ -240,7 +243,7 @@ class StringDistribution(Distribution):
             if len(done) + len(grown) > MAX_SUPPORT:
                 raise NotFinite(f"more than {MAX_SUPPORT:,} strings", fix="lower max_tokens")
             live = grown
-        drawn = self._drawn(lm)
+        drawn = self._drawn(lm).finish
         return [(drawn(s).value, s.logw + s.logq) for s in done]
 
     @property
@@ -322,7 +325,7 @@ class LM(StringDistribution):
     """
 
     kind = "LM"
-    __slots__ = ("_hash", "prompt")
+    __slots__ = ("prompt",)
 
     def __init__(
         self,
@@ -348,7 +351,6 @@ class LM(StringDistribution):
                 fix="use Chat for a list of messages",
             )
         self.prompt = prompt
-        self._hash: int | None = None
         self._lm = lm
         self._options = string_options(
             as_stops(stop),
@@ -375,6 +377,11 @@ class LM(StringDistribution):
     @property
     def _context_hash(self) -> int:
         return hash_text(self.prompt)
+
+    @property
+    def fingerprint(self) -> int:
+        """Of prompt and options."""
+        return (hash_text(self.prompt) * MUL1 ^ self._options.fingerprint) & MASK
 
     def __repr__(self) -> str:
         return f"LM({excerpt(str(self.prompt), 40)})"

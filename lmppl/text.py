@@ -13,7 +13,7 @@ import math
 import string
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ class Span(NamedTuple):
     address: str
 
 
+Origin: TypeAlias = tuple[Sequence[int] | None, Sequence[float] | None, str | None, int | None]
+"""Token ids, log p of each, why it ended, the scheme."""
+
+
 class Text(str):
     """An immutable string with its tokens and its origin.
 
@@ -40,17 +44,13 @@ class Text(str):
     (True, -0.5, (Span(start=3, stop=6, address='answer'),))
     """
 
-    __slots__ = ("_ids", "_logps", "address", "finish", "scheme", "spans")
+    __slots__ = ("_origin", "_spans", "address")
 
     address: str | None
     """The site it is the value of."""
-    finish: str | None
-    """Why it ended: stop, eos, length, constraint."""
-    spans: tuple[Span, ...]
-    scheme: int | None
-    """Of the model and stop rule it was drawn under: where equal, it is scored by its own tokens."""
-    _ids: Sequence[int] | None
-    _logps: Sequence[float] | None
+    _origin: Origin
+    _spans: tuple[Span, ...] | None
+    """None: the whole of it came from its site."""
 
     def __new__(
         cls,
@@ -65,14 +65,11 @@ class Text(str):
     ) -> Text:
         """Make a text; without `spans`, the whole of it came from `address`."""
         self = str.__new__(cls, value)
-        _put_ids(self, None if token_ids is None else array("i", token_ids))
-        _put_logps(self, None if token_logprobs is None else array("d", token_logprobs))
+        ids = None if token_ids is None else array("i", token_ids)
+        logps = None if token_logprobs is None else array("d", token_logprobs)
+        _put_origin(self, (ids, logps, finish, scheme))
         _put_address(self, address)
-        _put_finish(self, finish)
-        if spans is None:
-            spans = (Span(0, len(value), address),) if address is not None and value else ()
         _put_spans(self, spans)
-        _put_scheme(self, scheme)
         return self
 
     @classmethod
@@ -84,14 +81,40 @@ class Text(str):
         It keeps `ids` and `logps`, which nobody may change afterwards.
         """
         self = str.__new__(cls, value)
-        short = len(ids) <= SHORT
-        _put_ids(self, ids if short else array("i", ids))
-        _put_logps(self, logps if short else array("d", logps))
+        if len(ids) <= SHORT:
+            _put_origin(self, (ids, logps, finish, scheme))
+        else:
+            _put_origin(self, (array("i", ids), array("d", logps), finish, scheme))
         _put_address(self, None)
-        _put_finish(self, finish)
-        _put_spans(self, ())
-        _put_scheme(self, scheme)
+        _put_spans(self, None)
         return self
+
+    @property
+    def finish(self) -> str | None:
+        """Why it ended: stop, eos, length, constraint."""
+        return self._origin[2]
+
+    @property
+    def scheme(self) -> int | None:
+        """Of the model and stop rule it was drawn under: where equal, its own tokens are scored."""
+        return self._origin[3]
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Which stretch came from which site."""
+        spans = self._spans
+        if spans is None:
+            spans = (Span(0, len(self), self.address),) if self.address and self else ()
+            _put_spans(self, spans)
+        return spans
+
+    @property
+    def _ids(self) -> Sequence[int] | None:
+        return self._origin[0]
+
+    @property
+    def _logps(self) -> Sequence[float] | None:
+        return self._origin[1]
 
     @property
     def token_ids(self) -> NDArray[np.int32] | None:
@@ -129,7 +152,6 @@ class Text(str):
     def placed(self, address: str) -> Text:
         """Become the value of a site: only for a text that nobody else has seen yet."""
         _put_address(self, address)
-        _put_spans(self, (Span(0, len(self), address),) if self else ())
         return self
 
     def at(self, address: str) -> Text:
@@ -195,12 +217,9 @@ class Text(str):
 
 
 # Writing a slot by its descriptor is how an immutable value fills itself, and the quickest way.
-_put_ids = Text._ids.__set__  # type: ignore[union-attr]
-_put_logps = Text._logps.__set__  # type: ignore[union-attr]
+_put_origin = Text._origin.__set__  # type: ignore[attr-defined]
 _put_address = Text.address.__set__  # type: ignore[union-attr]
-_put_finish = Text.finish.__set__  # type: ignore[union-attr]
-_put_spans = Text.spans.__set__  # type: ignore[attr-defined]
-_put_scheme = Text.scheme.__set__  # type: ignore[union-attr]
+_put_spans = Text._spans.__set__  # type: ignore[union-attr]
 
 
 def _view(data: Sequence[Any], dtype: Any) -> NDArray[Any]:

@@ -215,7 +215,7 @@ def advance(
         needed = len(s.context) + s.law.max_tokens
         if needed > lm.max_context:
             raise ContextOverflow(needed, lm.max_context, longest=lm.decode(s.context[-200:]))
-    rows = lm.open([s.context + tuple(s.ids) for s in live])
+    rows = lm.open([s.context + tuple(s.ids) if s.ids else s.context for s in live])
     keys = np.array([s.key for s in live], dtype=np.uint64)
     steps = np.array([len(s.ids) for s in live], dtype=np.uint64)
     laws = [s.law.token for s in live]
