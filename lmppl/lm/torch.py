@@ -34,6 +34,7 @@ from lmppl.lm.tokenizer import HFTokenizer
 from lmppl.lm.torch_cache import SPARE, Block
 from lmppl.lm.torch_check import TEXT, self_check
 from lmppl.lm.torch_draw import Logits
+from lmppl.lm.torch_memory import keep_freed_memory
 from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_network import Engine, Network
 from lmppl.lm.torch_prefill import Limits, Places, Prefill, Retained, Sink
@@ -61,8 +62,9 @@ class TorchLM(LanguageModel):
         tokenizer: its fast tokenizer.
         name: what the ledger calls it.
         source: which copy of the weights this is; part of the fingerprint.
-        threads: CPU threads during passes; None leaves torch's own number, and nothing global is
-            changed either way.
+        threads: CPU threads during passes; None leaves torch's own number. The number outside
+            of passes is not changed. (What is, on Linux: freed memory of CPU passes stays in the
+            process, see `torch_memory`.)
         kv_bytes: budget for retained rows; None means 1 GiB on the CPU and a quarter of the free
             memory on a GPU. 0 retains nothing.
         engine: how passes run; "auto" takes the fastest way that reproduces the model.
@@ -88,6 +90,8 @@ class TorchLM(LanguageModel):
         self.device = self.network.device
         self.dtype = self.network.dtype
         on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            keep_freed_memory()
         super().__init__(
             name=name,
             vocab_size=self.network.width,
