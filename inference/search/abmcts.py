@@ -208,7 +208,7 @@ class ResultTree(Allocator):
         """What a draw of a child needs."""
 
     @abstractmethod
-    def _arms(self, arms: list[Stats], key: Key) -> list[float]:
+    def _arms(self, arms: list[Stats], key: Key) -> Sequence[float]:
         """A Thompson draw of each action."""
 
 
@@ -273,9 +273,9 @@ class ABMCTS_A(ResultTree):  # noqa: N801
         drawn = self._draw(node.laws[:n], node.ids[:n], fold(key, "child"))
         return int(np.argmax(drawn))
 
-    def _arms(self, arms: list[Stats], key: Key) -> list[float]:
+    def _arms(self, arms: list[Stats], key: Key) -> Sequence[float]:
         laws = np.array([self._law(a) for a in arms])
-        return list(self._draw(laws, np.arange(len(arms), dtype=np.uint64), key))
+        return self._draw(laws, np.arange(len(arms), dtype=np.uint64), key)
 
     def _draw(self, laws: Floats, ids: Keys, key: Key) -> Sequence[float]:
         """A draw of each mean, keyed by its id."""
