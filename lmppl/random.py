@@ -118,6 +118,19 @@ def mix_array(x: Keys) -> Keys:
     return x ^ (x >> np.uint64(31))
 
 
+def _mix_in_place(x: Keys) -> None:
+    """`mix_array` into its argument: for wide arrays, whose copies cost more than the mixing."""
+    shifted = np.empty_like(x)
+    np.right_shift(x, np.uint64(30), out=shifted)
+    x ^= shifted
+    x *= np.uint64(MUL1)
+    np.right_shift(x, np.uint64(27), out=shifted)
+    x ^= shifted
+    x *= np.uint64(MUL2)
+    np.right_shift(x, np.uint64(31), out=shifted)
+    x ^= shifted
+
+
 def fold_array(keys: Keys, word: int | Keys) -> Keys:
     """`fold(key, word)` of each key, for one integer or one integer per key."""
     if isinstance(word, int):
@@ -129,8 +142,13 @@ def fold_array(keys: Keys, word: int | Keys) -> Keys:
 
 def uniforms(keys: Keys, counters: Keys) -> Floats:
     """U in the open interval (0, 1), 52 bits, for each (key, counter) after broadcasting."""
-    bits = mix_array(keys + (counters + np.uint64(1)) * np.uint64(GOLDEN))
-    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    bits = np.asarray(keys + (counters + np.uint64(1)) * np.uint64(GOLDEN))
+    _mix_in_place(bits)
+    bits >>= np.uint64(12)
+    u = bits.astype(np.float64)
+    u += 0.5
+    u *= 2.0**-52
+    return u
 
 
 def uniform(key: Key, counter: int = 0) -> float:
@@ -140,7 +158,12 @@ def uniform(key: Key, counter: int = 0) -> float:
 
 def gumbels(keys: Keys, counters: Keys) -> Floats:
     """Standard Gumbel noise G = -log(-log u), finite by construction."""
-    return -np.log(-np.log(uniforms(keys, counters)))
+    g = uniforms(keys, counters)
+    np.log(g, out=g)
+    np.negative(g, out=g)
+    np.log(g, out=g)
+    np.negative(g, out=g)
+    return g
 
 
 class Chance(Protocol):
@@ -166,10 +189,9 @@ class GumbelMax:
         """argmax_v (log w_v + G(key, v)), ties to the smaller id; two levels above `WIDE`."""
         width = log_weights.shape[1]
         if width <= WIDE:
-            counters = np.arange(width, dtype=np.uint64)
-            return np.asarray(
-                (log_weights + gumbels(keys[:, None], counters)).argmax(axis=1), dtype=np.int64
-            )
+            noisy = gumbels(keys[:, None], np.arange(width, dtype=np.uint64))
+            noisy += log_weights
+            return np.asarray(noisy.argmax(axis=1), dtype=np.int64)
         rows, blocks = len(log_weights), -(-width // BLOCK)
         padded = np.full((rows, blocks * BLOCK), -np.inf)
         padded[:, :width] = log_weights

@@ -70,6 +70,7 @@ class TableLM(LanguageModel):
             capabilities=Capabilities(empty_context=True),
         )
         self.words = words
+        self._surfaces = [w.decode("utf-8", "replace") for w in words]
         self.order = order
         self._by_bytes: dict[bytes, int] = {}
         for i, word in enumerate(words):
@@ -207,6 +208,8 @@ class TableLM(LanguageModel):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 show as U+FFFD."""
+        if len(ids) == 1:
+            return self._surfaces[ids[0]]
         words = self.words
         return b"".join([words[i] for i in ids]).decode("utf-8", "replace")
 
