@@ -355,12 +355,13 @@ def _prepare(
         machine.launch.handlers = tuple(local.ambient)
     machine.launch.models = models
     machine.launch.chance = None if isinstance(answers, Argmax) else answers
-    return _checked(engine, machine, o["on_dead"]), answers
+    return _checked(engine, machine, o["on_dead"], int(seed)), answers
 
 
-def _checked(engine: Engine, machine: Machine, on_dead: str) -> Jobs:
+def _checked(engine: Engine, machine: Machine, on_dead: str, seed: int) -> Jobs:
     """The engine's run, with its errors and its end checked."""
     posterior: Posterior = yield from engine.run(machine)
+    posterior.seed = seed
     if posterior.dead:  # first: who died early has not met the later sites
         if on_dead == "raise":
             raise machine.all_dead(len(posterior))

@@ -343,6 +343,7 @@ def _attrs(posterior: Posterior, seed: int) -> dict[str, Any]:
         "log_evidence_low": float(low),
         "log_evidence_high": float(high),
         "exact": int(posterior.exact),
+        "seed": "" if posterior.seed is None else str(posterior.seed),
         "resampling_seed": seed,
         "tokens_in": posterior.ledger.tokens_in,
         "tokens_out": posterior.ledger.tokens_out,

@@ -52,6 +52,7 @@ def header(posterior: Posterior) -> dict[str, Any]:
         "package": __version__,
         "particles": len(posterior),
         "engine": posterior.engine,
+        "seed": posterior.seed,
         "target": posterior.target,
         "log_evidence": encode_float(posterior.log_evidence),
         "evidence_se": None
@@ -303,7 +304,7 @@ class _Reader:
             raise ValueError("an ancestor below 0")
         if any(math.isnan(w) or w == math.inf for w in self.log_weights):
             raise ValueError("a log-weight that is nan or inf")
-        se = head["evidence_se"]
+        se, seed = head["evidence_se"], head.get("seed")
         return Posterior(
             self.traces,
             np.array(self.log_weights, dtype=np.float64),
@@ -319,6 +320,7 @@ class _Reader:
             exact=bool(head["exact"]),
             missing=decode_float(head["missing"]),
             evidence_se=None if se is None else decode_float(se),
+            seed=None if seed is None else int(seed),
         )
 
 

@@ -25,10 +25,10 @@ import numpy as np
 
 from lmppl.errors import AllParticlesDead, BadArgument
 from lmppl.ledger import Ledger
-from lmppl.random import draw, fold
+from lmppl.random import GumbelMax, draw, fold
 from lmppl.trace import Trace
 from lmppl.types import Floats, Ints
-from lmppl.weights import NEG_INF, ess, normalize
+from lmppl.weights import NEG_INF, ess, log_mean_exp, normalize
 
 if TYPE_CHECKING:
     from lmppl.inference.particles import Particle
@@ -72,8 +72,6 @@ class History:
 
     def end(self, lw: Floats, eves: Sequence[int]) -> None:
         """The final weights, which are never resampled."""
-        from lmppl.weights import log_mean_exp
-
         self.record(ess(lw), log_mean_exp(lw), None, eves)
 
     @property
@@ -131,6 +129,7 @@ class Posterior:
         exact: whether it is exact (enumeration), so that errors are zero.
         missing: an upper bound of the prior mass that was cut off, for cut enumerations.
         evidence_se: standard error of log Ẑ, from an engine whose evidence is no mean of weights.
+        seed: what its randomness was a function of; `infer` sets it.
     """
 
     def __init__(
@@ -150,6 +149,7 @@ class Posterior:
         exact: bool = False,
         missing: float = 0.0,
         evidence_se: float | None = None,
+        seed: int | None = None,
     ) -> None:
         """Keep the parts; weights are normalised when first needed."""
         self.traces = list(traces)
@@ -167,6 +167,7 @@ class Posterior:
         self.exact = exact
         self.missing = missing
         self.evidence_se = evidence_se
+        self.seed = seed
         self.warnings = list(warnings)
         self.weights: Floats = normalize(self.log_weights)
         """W_i, summing to 1 [N]; zeros when the population is dead."""
@@ -295,8 +296,6 @@ class Posterior:
         self._alive()
         with np.errstate(divide="ignore"):
             lw = np.log(self.weights)
-        from lmppl.random import GumbelMax
-
         picks = [
             draw(GumbelMax(), fold(0, "posterior", seed, i), lw)
             for i in range(1 if n is None else n)
@@ -332,14 +331,14 @@ class Posterior:
         return load(path)
 
     def __repr__(self) -> str:
-        if self.dead:
-            return f"Posterior({self.engine}: all {len(self)} particles dead at {self.deaths})"
-        from lmppl.inference.summary import answers
+        from lmppl.inference.summary import answers, made_by
 
+        if self.dead:
+            return f"Posterior({made_by(self)}: all {len(self)} particles dead at {self.deaths})"
         best = list(answers(self).items())[:3]
         shown = ", ".join(f"{v!r:.40}: {p:.3f}" for v, p in best)
         return (
-            f"Posterior({self.engine}: {{{shown}}}, log evidence {self.log_evidence:.4g}, "
+            f"Posterior({made_by(self)}: {{{shown}}}, log evidence {self.log_evidence:.4g}, "
             f"ESS {self.ess:.1f} of {len(self)})"
         )
 

@@ -16,7 +16,7 @@ from lmppl.graphs.genealogy import genealogy_svg
 from lmppl.html import text
 from lmppl.inference.charts import BLUE, GREEN, RED, STYLE, bar, curve, number, rows, tile, warnings
 from lmppl.inference.run_report import run_report
-from lmppl.inference.summary import answers
+from lmppl.inference.summary import answers, made_by
 
 if TYPE_CHECKING:
     from lmppl.inference.posterior import Posterior
@@ -36,7 +36,7 @@ def posterior_html(posterior: Posterior) -> str:
     """
     parts = [
         f"<style>{STYLE}</style>",
-        f'<div class="lmppl box"><h1>Posterior</h1><div class="sub mono">{text(posterior.engine)}</div>',
+        f'<div class="lmppl box"><h1>Posterior</h1><div class="sub mono">{text(made_by(posterior))}</div>',
         warnings(posterior.warnings),
         _figures(posterior),
     ]

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from lmppl.inference.posterior import Marginal, Posterior
 
 
+def made_by(posterior: Posterior) -> str:
+    """The engine, and the seed where there is chance in it."""
+    known = posterior.seed is not None and not posterior.exact
+    return f"{posterior.engine}, seed={posterior.seed}" if known else posterior.engine
+
+
 def answers(posterior: Posterior) -> Marginal:
     """The marginal of what the program returned; values that cannot be hashed count by their repr."""
     return posterior.marginal(lambda t: _hashable(t.result))
@@ -43,6 +49,7 @@ def posterior_summary(posterior: Posterior, *, most: int = 50) -> dict[str, Any]
         "log_evidence_se": encode_float(posterior.log_evidence_se),
         "log_evidence_interval": [encode_float(low), encode_float(high)],
         "exact": posterior.exact,
+        "seed": posterior.seed,
         "ess": encode_float(posterior.ess),
         "particles": len(posterior),
         "unique_ancestors": posterior.unique_ancestors,

@@ -53,6 +53,7 @@ class ResultRecord(BaseModel):
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: Number = 0.0
+    seed: int | None = None
     warnings: list[str] = Field(default_factory=list)
     error: str | None = None
     """Message of the error that ended this question."""

@@ -266,7 +266,8 @@ def test_dead_posteriors_raise_and_name_the_sites() -> None:
     assert post.dead and post.log_evidence == -math.inf and post.ess == 0.0
     assert sum(post.deaths.values()) == 50
     assert "every particle has weight zero" in post.warnings[0]
-    assert repr(post).startswith("Posterior(Importance(particles=50): all 50 particles dead at {")
+    start = "Posterior(Importance(particles=50), seed=0: all 50 particles dead at {"
+    assert repr(post).startswith(start)
     assert math.isnan(post.log_evidence_se)
     uses: list[Any] = [post.marginal, post.expectation, post.map, post.sample, post.to_arviz]
     for use in uses:

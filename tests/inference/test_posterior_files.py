@@ -94,7 +94,8 @@ def same(a: Posterior, b: Posterior) -> None:
     np.testing.assert_array_equal(a.log_weights, b.log_weights)
     np.testing.assert_array_equal(a.weights, b.weights)
     np.testing.assert_array_equal(a.eves, b.eves)
-    for name in ("log_evidence", "engine", "target", "exact", "missing", "deaths", "warnings"):
+    kept = ("log_evidence", "engine", "target", "exact", "missing", "deaths", "warnings", "seed")
+    for name in kept:
         assert getattr(a, name) == getattr(b, name), name
     np.testing.assert_array_equal(a.log_evidence_interval(), b.log_evidence_interval())
     assert a.ledger == b.ledger and a.death_examples == b.death_examples
@@ -131,6 +132,21 @@ def test_load_gives_back_what_save_wrote(engine: Any, tmp_path: Path) -> None:
     first = infer(busy, engine=engine, lm=LM_, seed=1)
     first.save(tmp_path / "p.jsonl")
     same(first, Posterior.load(tmp_path / "p.jsonl"))
+    assert first.seed == posterior_summary(first)["seed"] == 1
+    assert (f"seed={first.seed}" in repr(first)) and "seed=1" in first._repr_html_()
+
+
+def test_a_file_from_before_seeds_were_kept_is_read(tmp_path: Path) -> None:
+    infer(inner, engine=SMC(3), seed=2**70).save(tmp_path / "p.jsonl")
+    assert load(tmp_path / "p.jsonl").seed == 2**70
+    head, *rest = (tmp_path / "p.jsonl").read_bytes().splitlines(keepends=True)[:-1]
+    old = json.loads(head)
+    del old["seed"]
+    body = dump(old) + b"\n" + b"".join(rest)
+    end = dump({"end": 3, "crc32": f"{zlib.crc32(body):08x}"}) + b"\n"
+    (tmp_path / "old.jsonl").write_bytes(body + end)
+    again = load(tmp_path / "old.jsonl")
+    assert again.seed is None and "seed" not in repr(again) and len(again) == 3
 
 
 def test_an_exact_posterior_stays_exact(tmp_path: Path) -> None:
