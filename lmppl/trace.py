@@ -7,7 +7,7 @@ inner entries in `inside`, so that replay skips them while the trace still lists
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lmppl.weights import total
@@ -101,15 +101,42 @@ def entries(head: Entry | None) -> list[Entry]:
     return out
 
 
+class SoFar(str):
+    """A text as far as it has been drawn.
+
+    >>> text = SoFar("3 app", finished=False)
+    >>> text.endswith("app"), text.finished
+    (True, False)
+    """
+
+    __slots__ = ("finished", "token_ids")
+
+    finished: bool
+    """Whether it has come to its end."""
+    token_ids: tuple[int, ...] | None
+    """Its tokens, where it was drawn as tokens."""
+
+    def __new__(
+        cls, value: str, *, finished: bool, token_ids: Iterable[int] | None = None
+    ) -> SoFar:
+        """Keep the text and its state."""
+        self = str.__new__(cls, value)
+        self.finished = finished
+        self.token_ids = None if token_ids is None else tuple(token_ids)
+        return self
+
+
 class Trace(Mapping[str, Any]):
     """The record of one run, by address: `trace["thought"]` is a value.
+
+    A guide also sees what is half drawn: `trace.so_far("thought")` is the text up to now.
 
     >>> t = Trace.of(Entry(None, "sample", "x", 3, logp=-1.0), result=3)
     >>> t["x"], t.log_joint, list(t)
     (3, -1.0, ['x'])
     """
 
-    __slots__ = ("_by_address", "_head", "_sites", "partial", "result")
+    __slots__ = ("_by_address", "_head", "_sites", "partial", "result", "writers")
 
     def __init__(self, head: Entry | None, result: Any = None) -> None:
         """Keep the tape; the index is built when first read."""
@@ -117,7 +144,9 @@ class Trace(Mapping[str, Any]):
         self.result = result
         """What the program returned."""
         self.partial: dict[str, Any] = {}
-        """Strings that are being drawn, by address, for guides: states with `ids` and `logp`."""
+        """Strings that are being drawn, by address, for guides: states with `ids` and `logps`."""
+        self.writers: dict[str, Any] = {}
+        """The language models that draw them."""
         self._sites: list[Entry] | None = None
         self._by_address: dict[str, Entry] | None = None
 
@@ -132,6 +161,24 @@ class Trace(Mapping[str, Any]):
         if self._sites is None:
             self._sites = entries(self._head)
         return self._sites
+
+    def put(self, sites: list[Entry]) -> None:
+        """Replace the entries that its tape has, where some stand on the tapes of plate branches."""
+        self._sites = sites
+
+    def so_far(self, address: str) -> SoFar:
+        """The text of a site up to now: whole, half drawn, or empty before its first token.
+
+        Raises:
+            KeyError: the site has no value and is not being drawn.
+        """
+        state = self.partial.get(address)
+        if state is not None:
+            text = self.writers[address].decode(state.ids) if state.ids else ""
+            return SoFar(text, finished=False, token_ids=state.ids)
+        value = self._index[address].value
+        ids = getattr(value, "token_ids", None)
+        return SoFar(str(value), finished=True, token_ids=None if ids is None else ids.tolist())
 
     @property
     def _index(self) -> dict[str, Entry]:

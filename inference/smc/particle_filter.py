@@ -13,7 +13,8 @@ finished particle), so it moves only the intermediate targets: E[Ẑ] = Z whatev
 weight keeps Σ w of the population in expectation, so no separate evidence is carried.
 
 Particles may reach sites at different times: a finished one absorbs, keeps its weight and takes
-part in resampling. The population is never resampled when all are finished.
+part in resampling. The population is never resampled when all are finished: at a barrier the
+programs run on to their next message, so that the last weights stay as they are.
 
 Reference: Del Moral, Doucet and Jasra, Sequential Monte Carlo samplers (2006); Algorithm 10.1 of
 Chopin and Papaspiliopoulos (2020); guides as twists, Whiteley and Lee (2014).
@@ -22,25 +23,22 @@ Chopin and Papaspiliopoulos (2020); guides as twists, Whiteley and Lee (2014).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lmppl.errors import BadArgument, LmpplError
+from lmppl.errors import BadArgument
 from lmppl.inference.answers import Stop
 from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.guide import AnyGuide, Guide, partial_trace
 from lmppl.inference.particles import Particle
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import History, population_posterior
 from lmppl.inference.smc.resampling import Scheme, scheme
 from lmppl.random import fold
-from lmppl.trace import Trace
 from lmppl.types import Floats, Ints
-from lmppl.weights import NEG_INF, check_log_weight, ess, log_mean_exp, normalize
-
-Guide = Callable[[Trace], float]
+from lmppl.weights import ess, log_mean_exp, normalize
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class SMC(Engine):
         ess_threshold: τ; resample when ESS < τ N. 0 never resamples (importance sampling), 1
             always does unless all weights are equal; `always=True` even then.
         resample_at: "site" (every site), "factor" (observations and factors), or `tokens(k)`.
-        guide: log h of a partial trace (see `lmppl.trace.Trace`), finite wherever the particle is
-            alive.
+        guide: a `Guide`, or a function that gives log h of a partial `Trace`, finite wherever the
+            particle is alive.
         always: resample at every barrier.
 
     >>> from lmppl import Bernoulli, factor, program, sample
@@ -87,7 +85,7 @@ class SMC(Engine):
     resampling: str | Scheme = "systematic"
     ess_threshold: float = 0.5
     resample_at: str | tokens = "site"
-    guide: Guide | None = None
+    guide: AnyGuide | None = None
     always: bool = False
     _scheme: Scheme = field(init=False, repr=False, compare=False)
 
@@ -104,11 +102,7 @@ class SMC(Engine):
                 f'resample_at must be "site", "factor" or tokens(k), got {self.resample_at!r}',
                 fix='write resample_at="factor", or resample_at=tokens(8)',
             )
-        if self.guide is not None and not callable(self.guide):
-            raise BadArgument(
-                f"guide must be a function of a partial trace, got {type(self.guide).__name__}",
-                fix="write guide=lambda trace: 0.0, a finite log h",
-            )
+        Guide.of(self.guide)
         object.__setattr__(self, "_scheme", scheme(self.resampling))
 
     def target(self, program: Any = None) -> str:
@@ -133,15 +127,18 @@ class SMC(Engine):
         stop: Stop = "factor" if self.resample_at == "factor" else "site"
         if self.ess_threshold == 0.0 and not self.always:
             stop, limit = "end", None
+        guide = Guide.of(self.guide)
         step = 0
         while True:
             # Propagate and reweight
             yield from machine.advance(population, stop, limit)
+            machine.look_ahead(population)
             lw = np.array([p.log_weight for p in population])
             if all(p.finished for p in population):
                 break
-            logh = self._guides(population)
-            v = lw + logh
+            v = lw
+            if guide is not None:
+                v = lw + (yield from guide.log_h(machine, population))
             size = ess(v)
             ancestors: Ints | None = None
             if size > 0 and (self.always or (size < self.ess_threshold * n)):
@@ -155,29 +152,11 @@ class SMC(Engine):
         history.end(lw, [p.eve for p in population])
         return population_posterior(machine, self, population, log_mean_exp(lw), history)
 
-    def _guides(self, population: list[Particle]) -> Floats:
-        if self.guide is None:
-            return np.zeros(len(population))
-        return np.array([0.0 if p.finished else guide_value(self.guide, p) for p in population])
 
-
-def guide_value(guide: Guide, p: Particle) -> float:
-    """log h of a living particle: finite, or an error that names where it was not."""
-    trace = Trace(p.strand.head, None)
-    trace.partial = {
-        leaf.pending.address: leaf.job.state
-        for leaf in p.strand.leaves()
-        if leaf.pending is not None and hasattr(leaf.job, "state")
-    }
-    value = check_log_weight(guide(trace), site="guide", term="log guide")
-    if value == NEG_INF:
-        raise LmpplError(
-            "the guide gave zero to a particle that is alive",
-            where=f"particle {p.index}, after {list(trace)[-1:] or 'the start'}",
-            why="a guide only directs the search; zero would cut part of the target off and bias the result",
-            fix="return a finite number, such as -20.0; use factor(...) in the program to rule something out",
-        )
-    return value
+def guide_value(guide: AnyGuide, p: Particle) -> float:
+    """log h of one living particle, its model jobs run at once; `Guide.log_h` batches them."""
+    found = guide if isinstance(guide, Guide) else Guide(guide)
+    return found(partial_trace(p))
 
 
 def offspring(
