@@ -79,6 +79,10 @@ def _fork_strand(s: Strand, parent: Strand | None, key: Key, frames: bool) -> St
     if s.job is not None:
         site = s.pending.address if s.pending is not None else ""
         new.job = s.job.fork(fold(key, site)) if isinstance(s.job, Generate) else s.job
+    if s.ahead:
+        new.ahead = frames and s.frame is not None
+        if not new.ahead:
+            new.pending = None  # its own replay finds it: closures in it belong to the live frame
     if frames and s.frame is not None:
         new.frame = s.frame
         s.frame.move(new)

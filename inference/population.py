@@ -126,11 +126,15 @@ class Machine(Answers):
         try:
             yield from self._advance(particles, stop, limit)
         except BaseException as error:
-            if isinstance(error, SiteError) and not error.traces:
-                error.traces = [p.trace for p in particles if p.strand.done and not p.dead]
-            for p in particles:
-                p.strand.kill()
+            self._give_up(particles, error)
             raise
+
+    def _give_up(self, particles: Sequence[Particle], error: BaseException) -> None:
+        """Unwind every frame at once; the error takes the finished traces along."""
+        if isinstance(error, SiteError) and not error.traces:
+            error.traces = [p.trace for p in particles if p.strand.done and not p.dead]
+        for p in particles:
+            p.strand.kill()
 
     def _advance(self, particles: Sequence[Particle], stop: Stop, limit: int | None) -> Jobs:
         self.stop, self.limit = stop, limit
@@ -159,6 +163,37 @@ class Machine(Answers):
                         self._failed_site(p, s, error)
             outstanding += len(new)
 
+    def look_ahead(self, particles: Sequence[Particle]) -> bool:
+        """Run particles at a barrier to their next message, to see which have ended there.
+
+        Nothing is answered. A population that has ended is not resampled once more, and a program
+        does not say beforehand that it ends. Particles without a live frame are asked only when
+        all others have ended, since they would have to replay. Returns whether any has ended or
+        died.
+        """
+        there = [p for p in particles if not p.finished and p.strand.branches is None]
+        live = [p for p in there if p.strand.frame is not None]
+        try:
+            found = self._peek(live)
+            if found and all(p.finished for p in live):
+                self._peek([p for p in there if not p.finished])
+        except BaseException as error:
+            self._give_up(particles, error)
+            raise
+        return found
+
+    def _peek(self, particles: Sequence[Particle]) -> bool:
+        found = False
+        for p in particles:
+            s = p.strand
+            if s.ahead or s.job is not None or s.outcomes is not None or s.nested is not None:
+                continue
+            if self._resume(p, s) is None:
+                found = True
+            else:
+                s.ahead = True
+        return found
+
     def _submit(self, job: Job, p: Particle, s: Strand) -> Job:
         job.owner = (p, s)
         job.ledger = self.ledger
@@ -173,7 +208,11 @@ class Machine(Answers):
         is answered in the loop; all others by `_begin`.
         """
         while not p.dead:
-            message = self._resume(p, s)
+            if s.ahead:
+                s.ahead = False
+                message = s.pending
+            else:
+                message = self._resume(p, s)
             if message is None:
                 if not p.dead:
                     self._ended(p, s, new)

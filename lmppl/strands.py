@@ -31,6 +31,7 @@ class Strand:
     """
 
     __slots__ = (
+        "ahead",
         "branches",
         "done",
         "frame",
@@ -59,6 +60,8 @@ class Strand:
         """The key of its particle: the root of nested inference."""
         self.frame: Frame | None = None
         self.pending: Message | None = None
+        self.ahead = False
+        """Whether the pending message is the next one, which nobody has begun to answer."""
         self.job: Any = None
         """The model job that the pending message waits for."""
         self.nested: Any = None

@@ -708,25 +708,29 @@ def test_programs_that_change_on_replay_are_found() -> None:
     def other_name() -> Any:
         x = sample("x", Bernoulli(0.5))
         factor("f", 1.0 if x else 0.0)
-        return sample(f"y{next(clock)}", Bernoulli(0.5))
+        y = sample(f"y{next(clock)}", Bernoulli(0.5))
+        return y, sample("z", Bernoulli(0.5))
 
     def other_law() -> Any:
         x = sample("x", Bernoulli(1.0 / (2 + next(clock))))
         factor("f", 1.0 if x else 0.0)
-        return sample("y", Bernoulli(0.5))
+        y = sample("y", Bernoulli(0.5))
+        return y, sample("z", Bernoulli(0.5))
 
     def other_weight() -> Any:
         x = sample("x", Bernoulli(0.5))
         factor("f", 1e-9 * next(clock))
         factor("g", 1.0 if x else 0.0)
-        return sample("y", Bernoulli(0.5))
+        y = sample("y", Bernoulli(0.5))
+        return y, sample("z", Bernoulli(0.5))
 
     def shorter() -> Any:
         x = sample("x", Bernoulli(0.5))
         factor("f", 1.0 if x else 0.0)
         if next(clock) % 7 == 0:
             sample("sometimes", Bernoulli(0.5))
-        return sample("y", Bernoulli(0.5))
+        y = sample("y", Bernoulli(0.5))
+        return y, sample("z", Bernoulli(0.5))
 
     for model, site in (
         (other_name, "y"),
