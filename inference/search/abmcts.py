@@ -58,6 +58,13 @@ class NIX2(NamedTuple):
     nu: float = 1.0
     tau2: float = 0.1
 
+    def posterior(self, n: int, mean: float, spread: float) -> tuple[float, float, float]:
+        """Location, scale and degrees of freedom of μ."""
+        m, kappa, nu, tau2 = self
+        more, df = kappa + n, nu + n
+        square = nu * tau2 + spread + n * kappa * (m - mean) ** 2 / more
+        return (kappa * m + n * mean) / more, math.sqrt(square / (df * more)), df
+
 
 class BetaPrior(NamedTuple):
     """The beta prior of scores in [0, 1]."""
@@ -258,10 +265,7 @@ class ABMCTS_A(ResultTree):  # noqa: N801
         if isinstance(p, BetaPrior):
             total = n * mean
             return max(p.a + total, p.a), max(p.b + n - total, p.b), 0.0
-        m, kappa, nu, tau2 = p
-        more, df = kappa + n, nu + n
-        square = nu * tau2 + spread + n * kappa * (m - mean) ** 2 / more
-        return (kappa * m + n * mean) / more, math.sqrt(square / (df * more)), df
+        return p.posterior(n, mean, spread)
 
     def _pick(self, at: int, node: Grown, key: Key) -> int | None:
         gen, cont = self._few((self._law(node.gen), self._law(node.cont)), (GEN, CONT), key)

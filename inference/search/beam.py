@@ -26,9 +26,10 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
+from lmppl.inference.guide import AnyGuide
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, of_nodes
-from lmppl.inference.search.tree import Guide, Node, Request, Tree, check_positive, check_search
+from lmppl.inference.search.tree import Node, Request, Tree, check_positive, check_search
 from lmppl.random import draw, fold
 
 
@@ -43,7 +44,7 @@ class Beam(Engine):
         rank: "joint" (log g + log h) or "guide" (log h alone).
         temperature: 0 keeps the best; above, nodes are drawn.
         children: "auto", "all" or "sample"; see `lmppl.inference.search.tree`.
-        guide: log h of a partial trace.
+        guide: a `Guide`, or a function that gives log h of a partial trace.
         actions: ways to draw, by name; each child takes the next one in turn.
 
     >>> from lmppl import Categorical, factor, program, sample
@@ -64,7 +65,7 @@ class Beam(Engine):
     rank: str = "joint"
     temperature: float = 0.0
     children: str = "auto"
-    guide: Guide | None = None
+    guide: AnyGuide | None = None
     actions: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:

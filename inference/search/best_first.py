@@ -19,14 +19,16 @@ Reference: A*-decoding, 2505.13672 (2025); its heuristic 1 - r of a reward model
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lmppl.inference.base import Engine
+from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, of_nodes
-from lmppl.inference.search.tree import Guide, Node, Request, Tree, check_positive, check_search
+from lmppl.inference.search.tree import Node, Request, Tree, check_positive, check_search
 from lmppl.weights import NEG_INF
 
 
@@ -40,7 +42,7 @@ class BestFirst(Engine):
         budget: nodes that may be grown.
         wave: nodes that are grown together; 1 grows the fewest.
         children: "auto", "all" or "sample"; see `lmppl.inference.search.tree`.
-        guide: log h of a partial trace.
+        guide: a `Guide`, or a function that gives log h of a partial trace.
         actions: ways to draw, by name; each gets `expand` children.
 
     When the budget ends before a node is finished, the best partial trace is drawn to its end.
@@ -51,7 +53,7 @@ class BestFirst(Engine):
     budget: int = 10_000
     wave: int = 1
     children: str = "auto"
-    guide: Guide | None = None
+    guide: AnyGuide | None = None
     actions: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ class BestFirst(Engine):
 
     def run(self, machine: Machine) -> Jobs:
         """The loop of the module's first lines."""
-        tree = Tree(machine, self.guide, self.children, self.actions, bound=isinstance(self, AStar))
+        tree = Tree(machine, self._bound(), self.children, self.actions)
         root = yield from tree.root()
         queue = [(_order(root), root)]
         solved = 0
@@ -107,21 +109,24 @@ class BestFirst(Engine):
             tree.finished,
             expansions=tree.expansions,
             nodes=tree.grown,
-            upper=self._upper(left) if listed else float("inf"),
+            upper=self._upper(left) if listed else math.inf,
             complete=listed and not left,
         )
 
+    def _bound(self) -> Guide | None:
+        return Guide.of(self.guide)
+
     def _upper(self, left: list[Node]) -> float:
-        return float("inf")
+        return math.inf
 
 
 @dataclass(frozen=True)
 class AStar(BestFirst):
     """A*: best-first search whose guide is a bound, so that the first solution is the exact MAP.
 
-    `guide` returns at least the largest log of what the rest of the program can multiply in; -inf
-    says that nothing is possible. Without one the bound is 0, right for a program whose factors
-    are never positive. Sites must be listed for the claim to hold: `children="all"` insists.
+    The guide is at least the largest that the rest of the program can multiply in (`admissible`, or
+    a bare function); -inf says that nothing is possible. Without one the bound is 0, right for a
+    program whose factors are never positive. For the claim sites must be listed: `children="all"`.
 
     >>> from lmppl import Categorical, program, sample
     >>> from lmppl.inference import infer
@@ -137,9 +142,21 @@ class AStar(BestFirst):
 
     def target(self, program: Any = None) -> str:
         """What is returned."""
-        return f"the trace of the largest γ, exactly, if the guide is an upper bound (A*); {LAW}"
+        guide = self._bound()
+        sure = guide is None or guide.bounding
+        claim = "exactly" if sure else "if this guide, which is not declared admissible, is a bound"
+        return f"A*: the trace of the largest γ, {claim}; {LAW}"
+
+    def _bound(self) -> Guide | None:
+        """A bare function is a bound because it is given here."""
+        if self.guide is None or isinstance(self.guide, Guide):
+            return self.guide
+        return Guide(self.guide, semiring="max", admissible=True)
 
     def _upper(self, left: list[Node]) -> float:
+        guide = self._bound()
+        if guide is not None and not guide.bounding:
+            return math.inf
         return max((n.priority for n in left), default=NEG_INF)
 
 

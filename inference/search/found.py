@@ -36,6 +36,7 @@ class Found(Posterior):
         expansions: nodes that were given children.
         nodes: nodes that were made.
         upper: no trace that was not found has a larger log γ; inf where nothing is known.
+        allocator: who decided what was tried, where there was one.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Found(Posterior):
         expansions: int,
         nodes: int,
         upper: float = float("inf"),
+        allocator: Any = None,
     ) -> None:
         """Take the parts of `base` over."""
         vars(self).update(vars(base))
@@ -53,6 +55,7 @@ class Found(Posterior):
         self.expansions = expansions
         self.nodes = nodes
         self.upper = upper
+        self.allocator = allocator
 
     def map(self) -> Trace:
         """The best trace: of the largest score, and of the largest γ among those."""
@@ -79,6 +82,7 @@ def found(
     complete: bool = False,
     distinct: bool = False,
     log_evidence: float | None = None,
+    allocator: Any = None,
 ) -> Found:
     """The result of a search.
 
@@ -93,6 +97,7 @@ def found(
         complete: whether every trace was visited, so that the posterior is exact.
         distinct: whether no traces are equal, as in a tree.
         log_evidence: where it is not log Σ γ.
+        allocator: who decided what was tried.
     """
     values = [p.log_weight for p in particles] if scores is None else list(scores)
     seen: set[Any] = set()
@@ -118,6 +123,7 @@ def found(
         expansions=expansions,
         nodes=nodes,
         upper=upper,
+        allocator=allocator,
     )
 
 

@@ -14,28 +14,27 @@ model calls share batches. Equal children of one parent are one: the tree holds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from lmppl.context import Message
 from lmppl.distributions import Distribution, after, score_or_zero
-from lmppl.errors import BadArgument, LmpplError, NotFinite, excerpt
+from lmppl.errors import BadArgument, NotFinite, excerpt
+from lmppl.inference.guide import AnyGuide, Guide, run_steps
 from lmppl.inference.particles import Particle
 from lmppl.inference.population import Machine
-from lmppl.jobs import Draw, Env, Generate, Job, Score
+from lmppl.jobs import Draw, Env, Job
 from lmppl.lm.load import as_models
 from lmppl.random import fold
 from lmppl.strands import Strand
 from lmppl.strings import StringDistribution
 from lmppl.text import Text
-from lmppl.trace import Trace
 from lmppl.types import Key
-from lmppl.weights import NEG_INF, check_log_weight
+from lmppl.weights import NEG_INF
 
 T = TypeVar("T")
 Wave: TypeAlias = Generator[Sequence[Job], Sequence[Job], T]
-Guide: TypeAlias = Callable[[Trace], float]
 MOST = 256
 """Strings that a site may have at most to be listed unless `children="all"`."""
 WAITING = object()
@@ -107,27 +106,26 @@ class Tree:
 
     Args:
         machine: the run.
-        guide: log h of a partial trace.
+        guide: a `Guide`, or a function that gives log h of a partial trace.
         children: "auto" lists where that is cheap, "all" must list, "sample" always draws.
         actions: ways to draw, by name: a language model (or its name), or proposal settings such
             as `{"temperature": 1.3}`. The target law is the program's own whatever they are.
-        bound: whether the guide may be -inf, which says that nothing below is possible.
         everywhere: whether finished nodes are guided too.
     """
 
     machine: Machine
-    guide: Guide | None = None
+    guide: AnyGuide | None = None
     children: str = "auto"
     actions: Mapping[str, Any] | None = None
-    bound: bool = False
     everywhere: bool = False
 
     def __post_init__(self) -> None:
         """Take the draws of the machine over."""
         machine = self.machine
+        self._h = Guide.of(self.guide)
         machine.draws = lambda p, m, key: WAITING
         self.listed_all = True
-        """Whether the last wave left no value out."""
+        """Whether no wave has left a value out."""
         self.expansions = 0
         """How many nodes were given children."""
         self.grown = 0
@@ -146,7 +144,7 @@ class Tree:
     def grow(self, requests: Sequence[Request]) -> Wave[list[list[Node]]]:
         """Make children, all in one wave; the new ones of each request."""
         listed = yield from self._supports(requests)
-        self.listed_all = None not in listed
+        self.listed_all = self.listed_all and None not in listed
         made: list[list[Node]] = []
         drawing: list[tuple[Node, Strand, Any]] = []
         for r, pairs in zip(requests, listed, strict=True):
@@ -200,19 +198,18 @@ class Tree:
 
     def _settle(self, nodes: Sequence[Node]) -> Wave[None]:
         """Run new nodes to their next choice, and weigh them."""
-        yield from self.machine.advance([n.particle for n in nodes], "end")
+        particles = [n.particle for n in nodes]
+        yield from self.machine.advance(particles, "end")
         self.grown += len(nodes)
+        if self._h is not None:
+            logh = yield from self._h.log_h(self.machine, particles, finished=self.everywhere)
+            for n, h in zip(nodes, logh.tolist(), strict=True):
+                n.log_h = h
+                if h == NEG_INF:
+                    self.machine.kill(n.particle, "guide", "a bound of zero")
         for n in nodes:
-            p = n.particle
-            n.log_g = p.log_weight
-            if p.dead:
-                continue
-            if self.guide is not None and (self.everywhere or not n.finished):
-                n.log_h = self._guided(self.guide, p)
-                if n.log_h == NEG_INF:
-                    self.machine.kill(p, "guide", "a bound of zero")
-                    continue
-            if n.finished:
+            n.log_g = n.particle.log_weight
+            if n.finished and not n.particle.dead:
                 self.finished.append(n)
 
     def _deliver(self, drawing: Sequence[tuple[Node, Strand, Any]]) -> Wave[None]:
@@ -223,18 +220,6 @@ class Tree:
                 leaf.outcomes = None
                 node.log_p += draw.logp
                 self.machine.deliver(node.particle, leaf, draw)
-
-    def _guided(self, guide: Guide, p: Particle) -> float:
-        trace = Trace(p.strand.head, p.strand.result)
-        value = check_log_weight(guide(trace), site="guide", term="log guide")
-        if value == NEG_INF and not self.bound:
-            raise LmpplError(
-                "the guide gave zero to a particle that is alive",
-                where=f"after {list(trace)[-1:] or 'the start'}",
-                why="a guide only directs the search; zero would cut a part off unseen",
-                fix="return a finite number, such as -20.0, or use AStar, whose guide is a bound",
-            )
-        return value
 
     def _supports(self, requests: Sequence[Request]) -> Wave[list[list[Any] | None]]:
         """All joint values of what each node waits for, or None where they are drawn."""
@@ -327,31 +312,6 @@ class Tree:
 def waiting(p: Particle) -> list[Strand]:
     """The strands of a particle that wait for a choice, branches of a plate in order."""
     return [leaf for leaf in p.strand.leaves() if leaf.outcomes is WAITING]
-
-
-def run_steps(machine: Machine, steps: Sequence[Any]) -> Wave[list[Any]]:
-    """Run steps of distributions to their results, their jobs in shared batches."""
-    results: list[Any] = list(steps)
-    at: dict[int, int] = {}
-    new: list[Job] = []
-
-    def take(i: int, step: Any) -> None:
-        if isinstance(step, (Generate, Score)):
-            step.ledger = machine.ledger
-            at[id(step)] = i
-            new.append(step)
-        else:
-            results[i] = step
-
-    for i, step in enumerate(steps):
-        take(i, step)
-    while at:
-        done = yield new
-        new = []
-        for job in done:
-            if isinstance(job, (Generate, Score)):
-                take(at.pop(id(job)), job.step())
-    return results
 
 
 def _draw(machine: Machine, p: Particle, m: Message, way: Action | None) -> Any:
@@ -457,11 +417,7 @@ def check_search(engine: str, rank: str, children: str, guide: Any) -> None:
                 f"{engine}: {name} must be one of {', '.join(known)}, got {excerpt(value, 40)}",
                 fix=f'write {name}="{known[0]}"',
             )
-    if guide is not None and not callable(guide):
-        raise BadArgument(
-            f"{engine}: guide must be a function of a partial trace, got {type(guide).__name__}",
-            fix="write guide=lambda trace: 0.0, a finite log h",
-        )
+    Guide.of(guide)
     if rank == "guide" and guide is None:
         raise BadArgument(
             f'{engine}: rank="guide" needs a guide', fix='give guide=, or rank="joint"'
