@@ -123,7 +123,7 @@ def sample(answers: Answers, *, seed: int = 0, **classes: Any) -> Decision:
 def argmax(
     answers: Posterior,
     *,
-    by: str | Callable[[Trace], float],
+    score: str | Callable[[Trace], float],
     seed: int = 0,
     of: Any = None,
     **classes: Any,
@@ -132,7 +132,7 @@ def argmax(
 
     Args:
         answers: a posterior.
-        by: "weight" (its importance weight), "joint" (log γ: the most probable trace), or a score
+        score: "weight" (its importance weight), "joint" (log γ: the most probable trace), or a function
             of a trace, such as a reward model's. There is no default.
         seed: of ties.
         of: which part of a trace is the answer.
@@ -146,16 +146,16 @@ def argmax(
         )
     t = tally(answers, of=of, **classes)
     alive = [i for i, c in enumerate(t.of) if c >= 0]
-    if by == "weight":
+    if score == "weight":
         scores = [float(answers.log_weights[i]) for i in alive]
-    elif by == "joint":
+    elif score == "joint":
         scores = [answers.traces[i].log_joint for i in alive]
-    elif callable(by):
-        scores = [float(by(answers.traces[i])) for i in alive]
+    elif callable(score):
+        scores = [float(score(answers.traces[i])) for i in alive]
     else:
         raise BadArgument(
-            f'argmax by must be "weight", "joint" or a function, got {excerpt(by)}',
-            fix='write argmax(posterior, by="joint")',
+            f'the score of argmax must be "weight", "joint" or a function, got {excerpt(score)}',
+            fix='write argmax(posterior, score="joint")',
         )
     if any(math.isnan(s) for s in scores):
         raise BadArgument("a score of argmax is nan", fix="give every trace a number")

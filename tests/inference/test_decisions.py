@@ -71,7 +71,7 @@ def test_same_is_closed_transitively_in_any_order() -> None:
 def test_every_decision_is_independent_of_order(posterior: Posterior) -> None:
     rng = np.random.default_rng(0)
     options: dict[str, dict[str, Any]] = {
-        "argmax": {"by": "weight"},
+        "argmax": {"score": "weight"},
         "minimum_risk": {"loss": lambda a, b: abs(ord(a) - ord(b))},
     }
     for name in DECISIONS:
@@ -117,18 +117,18 @@ def test_argmax_needs_a_score_and_votes_differ() -> None:
     post = infer(tilted, engine=Importance(400), seed=3)
     with pytest.raises(TypeError):
         argmax(post)  # type: ignore[call-arg]
-    with pytest.raises(BadArgument, match="by must be"):
-        argmax(post, by="odds")
-    assert argmax(post, by="weight").answer == "c"
-    assert argmax(post, by="joint").answer == "c"
-    loud = argmax(post, by=lambda t: 1.0 if t["x"] == "A" else 0.0)
+    with pytest.raises(BadArgument, match="score of argmax must be"):
+        argmax(post, score="odds")
+    assert argmax(post, score="weight").answer == "c"
+    assert argmax(post, score="joint").answer == "c"
+    loud = argmax(post, score=lambda t: 1.0 if t["x"] == "A" else 0.0)
     assert loud.answer == "A" and loud.mass < 0.1
     assert loud.ignored == pytest.approx(1 - loud.mass)
     assert majority(post).answer == "a" and vote(post).answer == "c"
     assert majority(post).ignored > 0.3
     assert majority(["a", "a", "b"]).ignored == pytest.approx(0.0)
     with pytest.raises(BadArgument, match="needs the traces"):
-        argmax(["a"], by="weight")  # type: ignore[arg-type]
+        argmax(["a"], score="weight")  # type: ignore[arg-type]
 
 
 def test_ties_are_drawn_by_key() -> None:
