@@ -91,6 +91,8 @@ class Machine(Answers):
         self.restricted: set[str] = set()
         """Sites whose proposal cannot reach the whole support."""
         self.sites: set[str] = set()
+        self.borders: dict[str, str | None] = {}
+        """By site: what is wrong with where its prompt ends."""
         self.memo: dict[Hashable, Any] = {}
         self.factors: dict[str, list[int]] = {}
         """By name of a factor: values in [0, 1], those above 0 among them, all others."""
@@ -166,10 +168,8 @@ class Machine(Answers):
     def look_ahead(self, particles: Sequence[Particle]) -> bool:
         """Run particles at a barrier to their next message, to see which have ended there.
 
-        Nothing is answered. A population that has ended is not resampled once more, and a program
-        does not say beforehand that it ends. Particles without a live frame are asked only when
-        all others have ended, since they would have to replay. Returns whether any has ended or
-        died.
+        Nothing is answered. Particles without a live frame are asked only when all others have
+        ended, since they would have to replay. Returns whether any has ended or died.
         """
         there = [p for p in particles if not p.finished and p.strand.branches is None]
         live = [p for p in there if p.strand.frame is not None]
@@ -388,8 +388,8 @@ class Machine(Answers):
         return True
 
     def suspicions(self) -> list[str]:
-        """What the program's own numbers make doubtful."""
-        return [
+        """What the program's own numbers and prompts make doubtful."""
+        return [text for text in self.borders.values() if text is not None] + [
             f"factor {name!r}: all of its {inside} values are in [0, 1], as probabilities are; a factor takes "
             "their logarithm: write factor(name, math.log(p)), or a bool for a hard constraint"
             for name, (inside, positive, outside) in self.factors.items()
