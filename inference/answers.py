@@ -5,6 +5,7 @@
 | sample | draw (and score, with a proposal) | value | log p - log q |
 | observe | score | value | log p |
 | factor | - | the number | the number |
+| reward (of a potential) | score | the score | 0 |
 | effect, cached | beside the scheduler | frozen result | 0 |
 | plate | those of its branches | tuple of results | those of its branches |
 | jobs (nested inference) | the inner jobs | their outcomes | 0 |
@@ -19,11 +20,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
+from lmppl.borders import border_warning, site_of
 from lmppl.context import Message
 from lmppl.distributions import after, score_or_zero
 from lmppl.errors import LmpplError, excerpt
+from lmppl.inference.faults import Faults
 from lmppl.inference.particles import Particle
-from lmppl.jobs import Draw, Effect, Env, Generate, Job, Score
+from lmppl.jobs import Batch, Draw, Effect, Env, Generate, Job, Score
 from lmppl.ledger import Ledger
 from lmppl.messengers import placed
 from lmppl.random import fold_half, half
@@ -38,12 +41,11 @@ from lmppl.weights import NEG_INF, check_log_weight
 Stop = Literal["site", "factor", "end"]
 
 
-class Answers(ABC):
+class Answers(Faults, ABC):
     """The part of a `Machine` that answers messages; what it needs of the rest is below."""
 
     env: Env
     ledger: Ledger
-    on_error: str
     stop: Stop
     conditions: dict[str, Any]
     params: dict[str, Any]
@@ -52,7 +54,6 @@ class Answers(ABC):
     restricted: set[str]
     ignore_weights: bool
     memo: dict[Hashable, Any]
-    factors: dict[str, list[int]]
     memo_waiting: dict[Hashable, list[tuple[Particle, Strand]]]
     draws: Callable[[Particle, Message, Key], Any]
 
@@ -67,18 +68,6 @@ class Answers(ABC):
     @abstractmethod
     def _join(self, p: Particle, parent: Strand) -> bool:
         """End a plate whose branches are done; whether the parent may go on at once."""
-
-    @abstractmethod
-    def _fail(self, p: Particle, s: Strand, error: BaseException, policy: str) -> None:
-        """An exception inside a particle."""
-
-    @abstractmethod
-    def _where(self, p: Particle, s: Strand) -> str:
-        """Where a particle is, for an error."""
-
-    @abstractmethod
-    def kill(self, p: Particle, site: str, value: str) -> None:
-        """Weight zero, for ever."""
 
     def _begin(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
         """Start to answer a message; True when the strand must not be resumed now."""
@@ -100,6 +89,8 @@ class Answers(ABC):
             return self._step(p, s, m, self._score(m), new)
         if op == "factor":
             return self._factor(p, s, m)
+        if op == "reward":
+            return self._step(p, s, m, m.dist.score(m.value, self.env), new)
         if op == "effect":
             job = Effect(m.fn, m.args, m.kwargs or {}, m.options[1], m.address)
             s.job = job
@@ -151,10 +142,14 @@ class Answers(ABC):
             self.deliver(p, s, step)
             if self.stop == "end":  # the most travelled way, before the general question
                 return p.dead
-        elif kind is Generate or kind is Score:
+        elif kind is Generate or kind is Score or kind is Batch:
             s.job = step
             new.append(self._submit(step, p, s))
             return True
+        elif m.op == "reward":
+            s.job = None
+            self._append(s, m, float(step))
+            return False
         elif m.op == "sample" and not m.done:
             s.job = None
             s.outcomes = step
@@ -200,15 +195,26 @@ class Answers(ABC):
         # a masked site that is latent keeps its law; a masked observation arrives as 0
         weight = 0.0 if self.ignore_weights else logp - logq
         s.head = Entry(s.head, m.op, address, value, logp, logq, weight, m.fingerprint())
-        self.sites.add(address)
+        if address not in self.sites:
+            self.sites.add(address)
+            self._meet(m, value)
         if weight == NEG_INF or (logp == NEG_INF and not m.masked and m.op == "sample"):
             self.kill(p, address, excerpt(value, 60))
         else:
             p.logw += weight
 
+    def _meet(self, m: Message, value: Any) -> None:
+        """The first value of an address: see whether its prompt ends where a token does."""
+        site = site_of(m.address)
+        if site not in self.borders:
+            seen = value if m.op == "observe" else None
+            self.borders[site] = border_warning(site, m.dist, seen, self.env)
+
     def _factor(self, p: Particle, s: Strand, m: Message) -> bool:
         weight = check_log_weight(m.value, site=m.address)
-        if weight >= 0.0 and m.value is not True:
+        if m.origin is not None:  # of a potential, which takes logarithms itself
+            pass
+        elif weight >= 0.0 and m.value is not True:
             seen = self.factors.setdefault(m.name, [0, 0, 0])
             seen[0] += weight <= 1.0
             seen[1] += 0.0 < weight <= 1.0
