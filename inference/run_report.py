@@ -66,6 +66,7 @@ def run_report(
     results: Iterable[Mapping[str, Any] | ResultRecord],
     path: str | os.PathLike[str],
     title: str = "lmppl run",
+    extra: str = "",
 ) -> None:
     """Write the report of a run.
 
@@ -74,11 +75,12 @@ def run_report(
             number of programs and engines; the same question of several engines is one row.
         path: the HTML file, replaced as a whole.
         title: heading of the page.
+        extra: HTML to show before the summary.
 
     Raises:
         DataError: a result without the fields it needs; says which and why.
     """
-    write_atomic(path, [page(check(results), title).encode(errors="backslashreplace")])
+    write_atomic(path, [page(check(results), title, extra).encode(errors="backslashreplace")])
 
 
 def check(results: Iterable[Mapping[str, Any] | ResultRecord]) -> list[ResultRecord]:
@@ -103,7 +105,7 @@ def check(results: Iterable[Mapping[str, Any] | ResultRecord]) -> list[ResultRec
     return list(found.values())
 
 
-def page(records: Sequence[ResultRecord], title: str) -> str:
+def page(records: Sequence[ResultRecord], title: str, extra: str = "") -> str:
     """The whole page."""
     programs = list(dict.fromkeys(r.program for r in records))
     engines = list(dict.fromkeys(r.engine for r in records))
@@ -129,6 +131,7 @@ def page(records: Sequence[ResultRecord], title: str) -> str:
         f"<title>{text(title)}</title><style>{STYLE}{PAGE_STYLE}</style></head>",
         f'<body class="lmppl auto"><main><h1>{text(title)}</h1>',
         f'<div class="tiles">{"".join(tiles)}</div>',
+        extra,
         f"<section><h2>Summary</h2>{_summary(records)}{_pairs(records)}{_warnings(records)}</section>",
         f'<div class="filter"><b>Show</b>{filters}</div>',
         *(_program(name, [r for r in records if r.program == name]) for name in programs),

@@ -63,7 +63,7 @@ def parse_engine(text: str) -> Spec:
         )
     kind = kinds[name]
     given: dict[str, Any] = {}
-    for part in _split(rest) if colon else ():
+    for part in split_spec(rest) if colon else ():
         key, equals, raw = (s.strip() for s in part.partition("="))
         if not equals or not key or not raw:
             raise BadArgument(
@@ -160,7 +160,7 @@ def _show(value: Any) -> str:
     return str(value)
 
 
-def _split(text: str) -> Iterator[str]:
+def split_spec(text: str) -> Iterator[str]:
     """Parts between commas that are neither in brackets nor in quotes."""
     depth, quote, start = 0, "", 0
     for at, letter in enumerate(text):

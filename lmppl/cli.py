@@ -1,4 +1,4 @@
-"""The command line: `lmppl run | show | check | models | demo`.
+"""The command line: `lmppl run | compare | show | check | models | demo`.
 
 Exit codes: 0 all well; 1 some questions failed, or `check` found problems; 2 a mistake in the
 command, the data, the program or the model's name, found before anything ran; 70 a defect of lmppl;
@@ -107,7 +107,10 @@ def _line(text: str) -> None:
 def debug_option(command: F) -> F:
     """`--debug` is read before everything else, and accepted everywhere."""
     return click.option(
-        "--debug", is_flag=True, help="Show tracebacks.", expose_value=command.__name__ == "run"
+        "--debug",
+        is_flag=True,
+        help="Show tracebacks.",
+        expose_value=command.__name__ in ("run", "compare"),
     )(command)
 
 
@@ -181,6 +184,75 @@ def run(**options: Any) -> int:  # fmt: skip
     request = runner.Request(**options)
     outcome = runner.run(request)
     return _show(outcome, request.program, request.as_json)
+
+
+@cli.command()
+@click.argument("program", metavar="PROGRAM.py[:name]")
+@click.option("--data", required=True, help="Questions: one JSON object a line.")
+@click.option("--out", required=True, help="The folder of the comparison.")
+@click.option(
+    "--engines",
+    multiple=True,
+    required=True,
+    metavar="ENGINE,ENGINE,…",
+    help="Such as greedy,forward,smc:particles=8,ess_threshold=1.",
+)
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    metavar="UNIT=N[,N…]",
+    help="What one question may cost, in tokens or calls: it sets the size of every engine. "
+    "Several run one after the other; without one, engines run at the sizes they name.",
+)
+@click.option("--lm", "models", multiple=True, metavar="[NAME=]MODEL", help="As for run.")
+@click.option("--seed", default=0, show_default=True, help="All randomness follows from it.")
+@click.option("--resume", is_flag=True, help="Go on: questions with a result are not run again.")
+@click.option("--fork", is_flag=True, help="Start anew beside --out when it holds a run.")
+@click.option("--retry-failed", is_flag=True, help="With --resume, run failed questions again.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Questions that share a batch; engines take turns after as many.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only the first N questions.")
+@click.option(
+    "--first",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Sizes are chosen on the first N questions.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "kill", "retry"]),
+    default="raise",
+    show_default=True,
+    help="As for run.",
+)
+@click.option(
+    "--driver",
+    type=click.Choice(["greenlet", "coroutine", "eager"]),
+    help="How programs are suspended.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The tables as JSON.")
+@debug_option
+def compare(**options: Any) -> int:  # fmt: skip
+    """Compare engines at the same budget per question.
+
+    Prints accuracy with its interval, what was spent, and every pair of engines on the same
+    questions; writes results, a report, and a plot of tokens against accuracy. Ctrl-C keeps every
+    finished question; --resume goes on.
+    """
+    from lmppl import comparing
+
+    if options["resume"] and options["fork"]:
+        raise click.UsageError(
+            "--resume goes on with a run and --fork starts a new one: leave one out"
+        )
+    return comparing.compare(comparing.Comparison(**options))
 
 
 @cli.command()

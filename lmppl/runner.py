@@ -92,14 +92,14 @@ def run(request: Request) -> Outcome:
             "seed": request.seed,
             "on_error": request.on_error,
         }
-        with _open(request) as folder:
+        with open_folder(request) as folder:
             folder.same(identity)
             left = sum(len(pending(task, folder, request.retry_failed)) for task in tasks)
             models: dict[str, Any] = {}
             if left:
                 models = load_models(sources)
                 identity["models"] = {name: m.fingerprint for name, m in models.items()}
-                folder.freeze(identity, _frozen(request, sources, len(questions)))
+                folder.freeze(identity, frozen(request, sources, len(questions)))
             return answer(
                 tasks,
                 folder,
@@ -189,7 +189,7 @@ def _computed(models: Mapping[str, Any]) -> int:
     return sum(m.usage.computed_tokens for m in {id(m): m for m in models.values()}.values())
 
 
-def _open(request: Request) -> RunDirectory:
+def open_folder(request: Request) -> RunDirectory:
     """The folder of the run; with --fork, the next free one beside a folder that holds a run."""
     if not request.fork:
         return RunDirectory(request.out, resume=request.resume)
@@ -202,7 +202,7 @@ def _open(request: Request) -> RunDirectory:
     return RunDirectory(path)
 
 
-def _frozen(request: Request, sources: Mapping[str, str], questions: int) -> dict[str, Any]:
+def frozen(request: Request, sources: Mapping[str, str], questions: int) -> dict[str, Any]:
     """What is written beside the identity, for whoever reads the run later."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -234,12 +234,12 @@ def read_run(path: str | Path) -> Outcome:
     return Outcome(folder, records, summaries=summarise(records))
 
 
-def write_report(outcome: Outcome, title: str) -> None:
-    """report.html of a run."""
+def write_report(outcome: Outcome, title: str, extra: str = "") -> None:
+    """report.html of a run; `extra` is HTML that stands before the summary."""
     from lmppl.inference.report import run_report
 
     path = outcome.path / REPORT
-    run_report(outcome.records, path, title)
+    run_report(outcome.records, path, title, extra)
     outcome.report = path
 
 

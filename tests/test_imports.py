@@ -17,10 +17,11 @@ BELOW = {"lmppl": set[str](), "graphs": {"lmppl"}, "inference": {"lmppl", "graph
 ROOF = {
     "lmppl/__main__.py": "lmppl.__main__",
     "lmppl/cli.py": "lmppl.cli",
+    "lmppl/comparing.py": "lmppl.comparing",
     "lmppl/demo.py": "lmppl.demo",
     "lmppl/runner.py": "lmppl.runner",
 }
-"""The command line: two of its commands have a file of their own."""
+"""The command line: some of its commands have a file of their own."""
 HEAVY = {
     "arviz": "arviz",
     "gguf": "gguf",
