@@ -9,14 +9,17 @@ says in words and formula which law it samples. To add one, write `run`; see
 from __future__ import annotations
 
 import asyncio
+import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
 
+from lmppl import potentials
 from lmppl.context import local
 from lmppl.eager import EagerContext
-from lmppl.errors import BadArgument, excerpt
+from lmppl.errors import BadArgument, LmpplWarning, excerpt
 from lmppl.inference.checks import check_call, check_capabilities, check_conditions
 from lmppl.inference.nested import inherited, run_alone, run_eager, run_nested, run_nested_async
 from lmppl.inference.population import Jobs, Machine
@@ -38,6 +41,12 @@ class Engine(ABC):
     needs: ClassVar[tuple[str, ...]] = ("logprobs",)
     """Capabilities that it asks of every language model, before any token is drawn."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let `target` name what potentials around the program multiply."""
+        super().__init_subclass__(**options)
+        if "target" in cls.__dict__:
+            cls.target = with_terms(cls.target)  # type: ignore[method-assign]
+
     @abstractmethod
     def run(self, machine: Machine) -> Jobs:
         """Move particles to a posterior: a generator that yields jobs and returns it."""
@@ -53,6 +62,18 @@ class Engine(ABC):
     def infer(self, program: Callable[..., Any], *args: Any, **options: Any) -> Posterior:
         """`infer(program, ..., engine=self)`, for code that may not import this package."""
         return infer(program, *args, engine=self, **options)
+
+
+def with_terms(target: Callable[..., str]) -> Callable[..., str]:
+    """A `target` that says what γ is where the program is wrapped in potentials."""
+
+    @functools.wraps(target)
+    def said(self: Engine, program: Any = None) -> str:
+        law = target(self, program)
+        line = potentials.terms(program)
+        return f"{law}\nγ(trace) includes {line}" if line and line not in law else law
+
+    return said
 
 
 def check_particles(n: object) -> int:
@@ -337,7 +358,7 @@ def _prepare(
     if root:
         key = fold(key, root)
     answers = engine.chance(o["chance"] or outer_chance or GumbelMax())
-    env = Env(models, answers, resolve)
+    env = Env(models, answers, resolve, weighted="logprobs" in engine.needs)
     machine = Machine(
         program,
         args,
@@ -362,6 +383,9 @@ def _checked(engine: Engine, machine: Machine, on_dead: str, seed: int) -> Jobs:
     """The engine's run, with its errors and its end checked."""
     posterior: Posterior = yield from engine.run(machine)
     posterior.seed = seed
+    for text in machine.borders.values():
+        if text is not None:
+            warnings.warn(text, LmpplWarning, stacklevel=2)
     if posterior.dead:  # first: who died early has not met the later sites
         if on_dead == "raise":
             raise machine.all_dead(len(posterior))

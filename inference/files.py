@@ -330,6 +330,8 @@ def _ledger(item: dict[str, Any]) -> Ledger:
         effects=int(item["effects"]),
         effect_seconds=float(item["effect_seconds"]),
         replayed=int(item["replayed"]),
+        reward_calls=int(item.get("reward_calls", 0)),
+        reward_passes=int(item.get("reward_passes", 0)),
         seconds=float(item["seconds"]),
     )
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from lmppl.errors import BadArgument, LmpplError, excerpt
 from lmppl.inference.particles import Particle
-from lmppl.jobs import Effect, Env, Generate, Score, run_now
+from lmppl.jobs import Batch, Effect, Env, Generate, Score, run_now
 from lmppl.ledger import Ledger
 from lmppl.lm.load import load
 from lmppl.trace import Entry, Trace, entries
@@ -247,7 +247,7 @@ def run_steps(machine: Machine, steps: Sequence[Any]) -> Jobs:
     new: list[Any] = []
 
     def take(i: int, step: Any) -> None:
-        if isinstance(step, (Generate, Score)):
+        if isinstance(step, (Generate, Score, Batch)):
             step.ledger = machine.ledger
             at[id(step)] = i
             new.append(step)

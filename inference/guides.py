@@ -113,7 +113,7 @@ def relaxed_guide(
                 head = Entry(head, e.op, e.address, e.value, e.logp, e.logq, e.logw)
                 if e.op == "sample":
                     drawn = (*drawn, e.address, _value(e.value))
-            cut = (n, drawn)
+            cut: Hashable = (n, drawn)
             prefixes.setdefault(cut, Trace(head))
             below[cut] = better(below.get(cut, NEG_INF), log_weight)
     classes: dict[Hashable, list[tuple[float, float]]] = {}

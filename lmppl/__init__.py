@@ -4,7 +4,7 @@ A program is a plain Python function; `LM(prompt)` makes a language model the la
 an engine of `lmppl.inference` returns the posterior.
 """
 
-from lmppl import handlers
+from lmppl import handlers, potentials
 from lmppl.chat import Chat
 from lmppl.checking import check
 from lmppl.choice import Choice
@@ -26,6 +26,7 @@ from lmppl.primitives import (
     sample,
 )
 from lmppl.program import program
+from lmppl.rewards import Reward
 from lmppl.strings import LM, power
 from lmppl.text import Text, prompt
 
@@ -40,6 +41,7 @@ __all__ = [
     "Delta",
     "LmpplError",
     "Mixture",
+    "Reward",
     "Text",
     "Uniform",
     "call",
@@ -55,6 +57,7 @@ __all__ = [
     "observe",
     "param",
     "plate",
+    "potentials",
     "power",
     "program",
     "prompt",

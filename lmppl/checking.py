@@ -20,7 +20,7 @@ from lmppl.distributions import fingerprint_of
 from lmppl.eager import EagerContext
 from lmppl.errors import LmpplError, ReplayDivergence
 from lmppl.frames import Frame, driver, is_async
-from lmppl.jobs import run_lm_jobs
+from lmppl.jobs import Effect, run_lm_jobs
 from lmppl.lm.load import as_models
 from lmppl.program import check_program
 from lmppl.random import GumbelMax, fold
@@ -157,7 +157,7 @@ def _answer(answers: EagerContext, strand: Strand, message: Message, key: int) -
     try:
         if message.op == "jobs":
             jobs = list(message.value)
-            run_lm_jobs([j for j in jobs if hasattr(j, "lm")], GumbelMax())
+            run_lm_jobs([j for j in jobs if not isinstance(j, Effect)], GumbelMax())
             message.value = [j.outcome for j in jobs]
             answers.head = Entry(strand.head, "jobs", message.address, message.value)
         else:

@@ -14,6 +14,7 @@ import inspect
 import re
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from types import coroutine
 from typing import TYPE_CHECKING, Any
 
 from lmppl.distributions import fingerprint_of
@@ -64,6 +65,12 @@ class Message:
     scale = 1.0
     logp = 0.0
     logq = 0.0
+    origin: Any = None
+    """The handler that sent it, where it is no message of the program: only those further out see it."""
+    follow: tuple[Generator[Message, None, None], ...] = ()
+    """Messages that handlers send after it has been answered."""
+    conditioned = False
+    """Whether a handler has made an observation, or a constant, of a sample site."""
 
     def __init__(
         self, op: str, name: str, address: str, dist: Any = None, value: Any = None
@@ -109,7 +116,7 @@ class Message:
         if op == "sample":
             base: int = self.dist.fingerprint
             return base if self.proposal is None else fold(base, self.proposal.fingerprint)
-        if op == "observe":
+        if op in ("observe", "reward"):
             return fold(self.dist.fingerprint, fingerprint_of(self.value))
         if op in ("factor", "deterministic"):
             return fingerprint_of(self.value)
@@ -219,13 +226,38 @@ class Context:
             self.process(message)
             if not message.done or message.op in ("sample", "observe"):
                 self.answer(message)
-            return self.finish(message)
+            value = self.finish(message)
+            for steps in message.follow:
+                self.send(steps)
+            return value
         self.answer(message)
         return message.value
 
+    def send(self, messages: Generator[Message, None, None]) -> None:
+        """Answer the messages of a handler, one after the other."""
+        for message in messages:
+            self.process(message)
+            self.answer(message)
+            self.finish(message)
+
+    @coroutine
+    def send_async(
+        self, messages: Generator[Message, None, None]
+    ) -> Generator[Message, Entry, None]:
+        """`send` for an `async def` program."""
+        for message in messages:
+            self.process(message)
+            yield from self.answer_async(message)
+            self.finish(message)
+
+    def _around(self, message: Message) -> list[Handler]:
+        """The handlers that see a message, outermost first."""
+        handlers = self.handlers
+        return handlers if message.origin is None else handlers[: handlers.index(message.origin)]
+
     def process(self, message: Message) -> None:
         """The handlers, innermost first, until one stops it."""
-        for handler in reversed(self.handlers):
+        for handler in reversed(self._around(message)):
             handler.process(message)
             if message.stop:
                 message.blocked_by = handler
@@ -233,7 +265,7 @@ class Context:
 
     def finish(self, message: Message) -> Any:
         """The handlers again, on the way back."""
-        for handler in reversed(self.handlers):
+        for handler in reversed(self._around(message)):
             handler.postprocess(message)
             if handler is message.blocked_by:
                 break
@@ -333,7 +365,10 @@ class Awaited(Awaitable[Any]):
         context.process(message)
         if not message.done or message.op in ("sample", "observe"):
             yield from context.answer_async(message)
-        return context.finish(message)
+        value = context.finish(message)
+        for steps in message.follow:
+            yield from context.send_async(steps)
+        return value
 
     def _refuse(self, *_: object) -> Any:
         raise NotAwaited([self.address])

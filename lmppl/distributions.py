@@ -28,7 +28,7 @@ from lmppl.errors import (
     excerpt,
     items_of,
 )
-from lmppl.jobs import Draw, Env, Generate, Score, Step, run_now
+from lmppl.jobs import Batch, Draw, Env, Generate, Score, Step, run_now
 from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
 from lmppl.random import GumbelMax, draw, fold, hash_text
@@ -281,7 +281,7 @@ def score_or_zero(component: Distribution, value: Any, env: Env) -> Step[float]:
 
 def after(step: Any, go_on: Callable[[Any], Any]) -> Any:
     """The step that runs `step` and then `go_on` with its result."""
-    if isinstance(step, (Generate, Score)):
+    if isinstance(step, (Generate, Score, Batch)):
         then = step.then
         step.then = lambda outcome: after(then(outcome), go_on)
         return step

@@ -122,6 +122,10 @@ class EagerContext(Context):
         elif op == "factor":
             w = check_log_weight(message.value, site=message.address) * message.scale
             self._record(message, 0.0 if message.masked else w)
+        elif op == "reward":
+            step = message.dist.score(message.value, self.env)
+            message.value = float(run_now(step, self.env, self.ledger))
+            self._record(message, 0.0)
         elif op == "plate":
             self._plate(message)
         elif op == "cached":

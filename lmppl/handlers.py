@@ -61,6 +61,7 @@ class condition(DataHandler):  # noqa: N801
             found, value = self.lookup(message)
             if found:
                 message.op, message.value, message.proposal = "observe", value, None
+                message.conditioned = True
 
 
 class substitute(DataHandler):  # noqa: N801
@@ -85,6 +86,7 @@ class do(DataHandler):  # noqa: N801
             found, value = self.lookup(message)
             if found:
                 message.op, message.value = "deterministic", value
+                message.conditioned = True
 
 
 class replay(Handler):

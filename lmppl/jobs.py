@@ -10,11 +10,11 @@ or replace chance by enumeration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from lmppl.errors import CapabilityError, ModelNotFound, NoLanguageModel, excerpt
+from lmppl.errors import BadArgument, CapabilityError, ModelNotFound, NoLanguageModel, excerpt
 from lmppl.ledger import Ledger, ModelCost
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import StringState, advance
@@ -84,6 +84,7 @@ class Score:
         "lm",
         "outcome",
         "owner",
+        "reward",
         "temperatures",
         "then",
     )
@@ -104,12 +105,39 @@ class Score:
         self.ends = ends
         self.temperatures = temperatures
         self.then = then
+        self.reward = False
+        """Whether it is asked as a reward model: the ledger counts it as one too."""
         self.owner: Any = None
         self.ledger: Ledger | None = None
         self.outcome: Any = None
 
     def step(self) -> Any:
         """What follows, once the rows are there."""
+        return self.then(self.outcome)
+
+    def restore(self, outcome: Any) -> None:
+        """Be as after the run, from a tape."""
+        self.outcome = outcome
+
+
+class Batch:
+    """Ask a plain function of many inputs for one of them: it is called once for all who wait."""
+
+    __slots__ = ("fn", "input", "ledger", "outcome", "owner", "then")
+
+    def __init__(
+        self, fn: Callable[[list[Any]], Sequence[Any]], given: Any, then: Callable[[Any], Any]
+    ) -> None:
+        """Keep the parts; jobs of an equal `fn` share its calls."""
+        self.fn = fn
+        self.input = given
+        self.then = then
+        self.owner: Any = None
+        self.ledger: Ledger | None = None
+        self.outcome: Any = None
+
+    def step(self) -> Any:
+        """What follows, once the output is there."""
         return self.then(self.outcome)
 
     def restore(self, outcome: Any) -> None:
@@ -162,7 +190,9 @@ class Effect:
         self.outcome = outcome
 
 
-Job: TypeAlias = Generate | Score | Effect
+Shared: TypeAlias = Generate | Score | Batch
+"""Jobs that are run in batches."""
+Job: TypeAlias = Shared | Effect
 Step: TypeAlias = T | Job
 
 
@@ -175,6 +205,8 @@ class Env:
     chance: Chance = field(default_factory=GumbelMax)
     resolve: Callable[[str], LanguageModel] | None = None
     """Loads a model that is named in the program but not in `models`."""
+    weighted: bool = True
+    """Whether the weights of draws count."""
 
     def model(self, lm: LanguageModel | str | None) -> LanguageModel:
         """The language model that a distribution means."""
@@ -205,10 +237,11 @@ class Env:
         )
 
 
-def run_lm_jobs(jobs: Sequence[Generate | Score], chance: Chance) -> None:
-    """Run model jobs, one batch per model, kind and limit, and charge their ledgers."""
+def run_lm_jobs(jobs: Sequence[Shared], chance: Chance) -> None:
+    """Run jobs, one batch per model or function, kind and limit, and charge their ledgers."""
     strings: dict[tuple[LanguageModel, int | None], list[Generate]] = {}
     texts: dict[LanguageModel, list[Score]] = {}
+    inputs: dict[Any, list[Batch]] = {}
     group: list[Generate] = []
     lm, limit = None, None
     for job in jobs:
@@ -217,12 +250,16 @@ def run_lm_jobs(jobs: Sequence[Generate | Score], chance: Chance) -> None:
                 lm, limit = job.lm, job.limit
                 group = strings.setdefault((lm, limit), [])
             group.append(job)
-        else:
-            texts.setdefault(job.lm, []).append(job)  # type: ignore[arg-type]
+        elif type(job) is Score:
+            texts.setdefault(job.lm, []).append(job)
+        elif isinstance(job, Batch):
+            inputs.setdefault(job.fn, []).append(job)
     for (_, limit), group in strings.items():
         _generate(group, chance, limit)
     for batch in texts.values():
         _score(batch)
+    for function, asked in inputs.items():
+        _ask(function, asked)
 
 
 def _generate(jobs: Sequence[Generate], chance: Chance, limit: int | None) -> None:
@@ -272,11 +309,40 @@ def _score(jobs: Sequence[Score]) -> None:
         cost.calls += n
         # a context that several continuations share is read once
         cost.tokens_in += sum(map(len, set(j.contexts))) + sum(map(len, j.continuations))
+        j.ledger.reward_calls += j.reward
+
+
+def _ask(function: Callable[[list[Any]], Sequence[Any]], jobs: Sequence[Batch]) -> None:
+    """Call a function once, with what differs among the inputs."""
+    place: dict[Any, int] = {}
+    inputs: list[Any] = []
+    rows: list[int] = []
+    for j in jobs:
+        key = j.input if isinstance(j.input, Hashable) else id(j)
+        if key not in place:
+            place[key] = len(inputs)
+            inputs.append(j.input)
+        rows.append(place[key])
+    outputs = list(function(inputs))
+    if len(outputs) != len(inputs):
+        raise BadArgument(
+            f"{getattr(function, '__qualname__', function)} gave {len(outputs)} outputs for {len(inputs)} inputs",
+            fix="return one output per input, in order",
+        )
+    books: set[int] = set()
+    for j, row in zip(jobs, rows, strict=True):
+        j.outcome = outputs[row]
+        if j.ledger is None:
+            continue
+        j.ledger.reward_calls += 1
+        if id(j.ledger) not in books:
+            books.add(id(j.ledger))
+            j.ledger.reward_passes += 1
 
 
 def run_now(step: Any, env: Env, ledger: Ledger) -> Any:
     """Run a step to its result, alone: eager sampling, and tests."""
-    while isinstance(step, (Generate, Score)):
+    while isinstance(step, (Generate, Score, Batch)):
         step.ledger = ledger
         run_lm_jobs([step], env.chance)
         step = step.step()

@@ -46,6 +46,11 @@ class Ledger:
     effect_seconds: float = 0.0
     replayed: int = 0
     """Tape entries answered by replay: the price of forking."""
+    reward_calls: int = 0
+    """Inputs that reward models were asked about."""
+    reward_passes: int = 0
+    """Calls of reward functions, each with all inputs that waited (a language model's own passes
+    are in `models`)."""
     seconds: float = 0.0
 
     def model(self, name: str) -> ModelCost:
@@ -84,6 +89,8 @@ class Ledger:
         self.effects += other.effects
         self.effect_seconds += other.effect_seconds
         self.replayed += other.replayed
+        self.reward_calls += other.reward_calls
+        self.reward_passes += other.reward_passes
         self.seconds += other.seconds
 
     def to_dict(self) -> dict[str, object]:
