@@ -10,23 +10,49 @@ from lmppl.inference.forward import Forward, Greedy
 from lmppl.inference.importance import Importance
 from lmppl.inference.posterior import Estimate, Interval, Marginal, Posterior
 from lmppl.inference.rejection import Rejection
+from lmppl.inference.search.abmcts import ABMCTS_A
+from lmppl.inference.search.abmcts_mixed import ABMCTS_M
+from lmppl.inference.search.beam import DVTS, Beam
+from lmppl.inference.search.best_first import AStar, BestFirst
+from lmppl.inference.search.foresight import Foresight
+from lmppl.inference.search.found import Found
+from lmppl.inference.search.fractured import Fractured
+from lmppl.inference.search.mcts import MCTS
+from lmppl.inference.search.refine import ABMCTS
+from lmppl.inference.search.stepwise import StepGreedy
+from lmppl.inference.search.submodular import submodular_pick
+from lmppl.inference.search.wider_deeper import WiderDeeper
 from lmppl.inference.smc.particle_filter import SMC, tokens
 
 __all__ = [
+    "ABMCTS",
+    "ABMCTS_A",
+    "ABMCTS_M",
+    "DVTS",
+    "MCTS",
     "SMC",
+    "AStar",
+    "Beam",
+    "BestFirst",
     "Engine",
     "Enumerate",
     "Estimate",
+    "Foresight",
     "Forward",
+    "Found",
+    "Fractured",
     "Greedy",
     "Importance",
     "Interval",
     "Marginal",
     "Posterior",
     "Rejection",
+    "StepGreedy",
+    "WiderDeeper",
     "ainfer",
     "infer",
     "infer_many",
     "infer_stream",
+    "submodular_pick",
     "tokens",
 ]

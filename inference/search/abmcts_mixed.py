@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmppl.inference.search.abmcts import Grown, ResultTree
 from lmppl.inference.search.allocator import Stats, quantum
 from lmppl.inference.search.hierarchical import Groups, Prior, ScalePosterior
+from lmppl.inference.search.results import Grown, ResultTree
 from lmppl.types import Floats, Key
 
 CACHED = 64

@@ -29,7 +29,8 @@ from lmppl.inference.particles import Particle
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.search.cluster import shares
 from lmppl.inference.search.found import LAW, found
-from lmppl.inference.search.tree import Node, Request, Tree, check_positive
+from lmppl.inference.search.nodes import Node, Request, check_positive
+from lmppl.inference.search.tree import Tree
 from lmppl.random import draw, fold
 from lmppl.text import Text
 from lmppl.types import Floats

@@ -15,7 +15,7 @@ import numpy as np
 from lmppl.inference.particles import Particle
 from lmppl.inference.population import Machine
 from lmppl.inference.posterior import Posterior, population_posterior
-from lmppl.inference.search.tree import Node, same_value
+from lmppl.inference.search.nodes import Node, same_value
 from lmppl.trace import Trace
 from lmppl.types import Floats
 from lmppl.weights import NEG_INF, log_sum_exp

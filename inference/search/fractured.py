@@ -23,7 +23,7 @@ from lmppl.inference.guide import run_steps
 from lmppl.inference.particles import Particle
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.search.found import found
-from lmppl.inference.search.tree import WAITING, check_positive, waiting
+from lmppl.inference.search.nodes import WAITING, check_positive, waiting
 from lmppl.jobs import Draw
 from lmppl.random import fold
 from lmppl.strands import Strand

@@ -28,8 +28,9 @@ from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, found
+from lmppl.inference.search.nodes import Node, Request, check_positive, check_search
 from lmppl.inference.search.refine import likelihood
-from lmppl.inference.search.tree import Node, Request, Tree, check_positive, check_search
+from lmppl.inference.search.tree import Tree
 from lmppl.trace import Trace
 
 

@@ -30,11 +30,12 @@ from lmppl.inference.base import Engine
 from lmppl.inference.checks import check_call
 from lmppl.inference.particles import Particle
 from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.search.abmcts import ABMCTS_A, BetaPrior, ResultTree
+from lmppl.inference.search.abmcts import ABMCTS_A, BetaPrior
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
 from lmppl.inference.search.allocator import Trial
 from lmppl.inference.search.found import found
-from lmppl.inference.search.tree import check_positive
+from lmppl.inference.search.nodes import check_positive
+from lmppl.inference.search.results import ResultTree
 from lmppl.inference.search.wider_deeper import WiderDeeper
 from lmppl.jobs import Env
 from lmppl.lm.load import as_models

@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lmppl.inference.search.abmcts import NIX2, Grown, ResultTree
+from lmppl.inference.search.abmcts import NIX2
 from lmppl.inference.search.allocator import UNIT, Stats
 from lmppl.inference.search.draws import student
+from lmppl.inference.search.results import Grown, ResultTree
 from lmppl.random import fold
 from lmppl.types import Key
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from lmppl.errors import BadArgument
-from lmppl.inference.search.abmcts import ABMCTS_A, NIX2, BetaPrior, ResultTree
+from lmppl.inference.search.abmcts import ABMCTS_A, NIX2, BetaPrior
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
 from lmppl.inference.search.allocator import Stats, quantum
 from lmppl.inference.search.draws import betas, normals, student, students
 from lmppl.inference.search.hierarchical import Groups, Prior, ScalePosterior
+from lmppl.inference.search.results import ResultTree
 from lmppl.inference.search.wider_deeper import WiderDeeper
 
 Make = Callable[[int], ResultTree]
