@@ -324,6 +324,20 @@ class CapabilityError(LmpplError):
         )
 
 
+class UnweightableProposal(LmpplError):
+    """Draws whose log q nobody knows."""
+
+    def __init__(self, kind: str, model: str, settings: str) -> None:
+        """Which settings ask for them, before any token is drawn."""
+        super().__init__(
+            f"{kind} draws with {settings} from {model!r}, which does not report log q of such draws",
+            value="it declares weighs_proposals=False",
+            why="without log q a draw has no weight: posterior and evidence would both be wrong",
+            fix='write target="proposal" to mean the law that is drawn from, leave the settings out, '
+            "or use engine=Forward()",
+        )
+
+
 class TokenizerMismatch(LmpplError):
     """A tokenizer and a model, or two models, that do not fit together."""
 

@@ -38,14 +38,28 @@ _new = tuple.__new__
 class Finisher:
     """How strings are drawn from one model under one set of options, and made draws of."""
 
-    __slots__ = ("constrained", "law", "lm", "restricted", "room", "scheme", "stop")
+    __slots__ = (
+        "constrained",
+        "law",
+        "lm",
+        "restricted",
+        "room",
+        "scheme",
+        "stop",
+        "unweightable",
+    )
 
     def __init__(self, lm: LanguageModel, options: StringOptions, law: StringLaw) -> None:
         self.lm = lm
         self.law = law
         """With the constraint compiled for the model."""
         self.room = lm.max_context - law.max_tokens
-        """The most tokens of a context."""
+        """The most tokens of a context; none where every draw needs a closer look."""
+        own = law.token.settings()
+        self.unweightable = ""
+        """The settings under which the model cannot say how probable a draw was."""
+        if own and options.target == "model" and not lm.capabilities.weighs_proposals:
+            self.unweightable, self.room = own, -1
         self.stop = options.law.stop
         self.restricted = options.law.token.truncates and options.target == "model"
         self.constrained = options.regex is not None

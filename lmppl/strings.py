@@ -28,6 +28,7 @@ from lmppl.errors import (
     NotFinite,
     TokenizerMismatch,
     UnsupportedValue,
+    UnweightableProposal,
     excerpt,
 )
 from lmppl.jobs import Draw, Env, Generate, Score, Step
@@ -139,6 +140,8 @@ class StringDistribution(Distribution):
             finisher = self._drawn(lm)
         context = self.context(lm)
         if len(context) > finisher.room:
+            if finisher.unweightable and env.weighted:
+                raise UnweightableProposal(self.kind, lm.name, finisher.unweightable)
             self._fits(lm, context, finisher.law.max_tokens)
         return Generate(lm, StringState(finisher.law, context, key), finisher.finish)
 

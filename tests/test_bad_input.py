@@ -53,7 +53,16 @@ from lmppl import (
 from lmppl import handlers as H
 from lmppl.distributions import Distribution
 from lmppl.errors import LmpplError, LmpplWarning
-from lmppl.inference import SMC, Enumerate, Importance, Rejection, infer, infer_many, tokens
+from lmppl.inference import (
+    SMC,
+    Enumerate,
+    Forward,
+    Importance,
+    Rejection,
+    infer,
+    infer_many,
+    tokens,
+)
 from lmppl.jobs import Draw, Env
 from lmppl.lm.base import Capabilities
 from lmppl.lm.table import TableLM
@@ -89,7 +98,8 @@ def shown(case: Case) -> str:
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
         else:
-            found = [*getattr(result, "warnings", ()), *(str(w.message) for w in caught)]
+            warned = [*getattr(result, "warnings", ()), *(str(w.message) for w in caught)]
+            found = list(dict.fromkeys(warned))
             text = "\n".join(f"warning: {w}" for w in found) or f"nothing: {result!r}"
     text = re.sub(r"(test_bad_input\.py):\d+", r"\1:LINE", text)
     text = re.sub(r"0x[0-9a-f]{6,}", "0xADDRESS", text)
@@ -1045,6 +1055,43 @@ def engine_needs_log_probabilities() -> Any:
     finally:
         if lm.usage.passes:
             raise RuntimeError("tokens were drawn before the check")
+
+
+@bad_too
+def proposal_that_cannot_be_weighted() -> Any:
+    lm = silent()
+    lm.capabilities = Capabilities(weighs_proposals=False, empty_context=True)
+    law = LM("", temperature=0.7, top_p=0.9)
+    infer(lambda: sample("x", law), engine=Forward(2), lm=lm)  # it weighs nothing
+    infer(lambda: sample("x", LM("", top_p=0.9, target="proposal")), engine=ONE, lm=lm)
+    lm.usage.passes = 0
+    try:
+        infer(lambda: sample("x", law), engine=ONE, lm=lm)
+    finally:
+        if lm.usage.passes:
+            raise RuntimeError("tokens were drawn before the check")
+
+
+SPACED = TableLM([":", " ", "a", " a", "0", "<eos>"], {(): [0.1, 0.2, 0.2, 0.2, 0.1, 0.2]})
+
+
+@bad
+def prompt_that_ends_in_a_space() -> Any:
+    def model() -> Any:
+        for _ in range(2):
+            sample("word", LM(": ", max_tokens=2))
+        return sample("number", LM(": ", regex="0", max_tokens=2))  # " 0" is two tokens anyway
+
+    return infer(model, engine=Enumerate(), lm=SPACED)
+
+
+@bad
+def prompt_that_ends_inside_a_token() -> Any:
+    def model() -> Any:
+        observe("text", LM(": ", max_tokens=2), "a")
+        return sample("option", Choice(": ", ["0", "a"]))
+
+    return infer(model, engine=ONE, lm=SPACED)
 
 
 @bad

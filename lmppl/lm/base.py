@@ -53,6 +53,17 @@ class TokenLaw(NamedTuple):
     mixture: float = 0.0
     target_temperature: float = 1.0
 
+    def settings(self) -> str:
+        """What makes drawing another law than the target, as a user writes it."""
+        found = []
+        if self.temperature != self.target_temperature:
+            found.append(f"temperature={self.temperature:g}")
+        if self.top_p < 1.0:
+            found.append(f"top_p={self.top_p:g}")
+        if self.top_k > 0:
+            found.append(f"top_k={self.top_k}")
+        return ", ".join(found)
+
     @property
     def truncates(self) -> bool:
         """Whether some tokens of positive target probability can never be drawn."""
@@ -76,6 +87,8 @@ class Capabilities:
     scores_text: bool = True
     masks: bool = True
     full_rows: bool = True
+    weighs_proposals: bool = True
+    """Whether `logq` is that of the law a token was drawn from: after temperature, top-p, top-k."""
     batch_invariant: bool = True
     """Same tokens for every batch size (float32 on CPU), not merely up to near-ties."""
     empty_context: bool = False
