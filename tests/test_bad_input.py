@@ -494,7 +494,10 @@ def log_probability_nan() -> Any:
 
 @bad
 def guide_nan() -> Any:
-    infer(lambda: sample("x", Bernoulli(0.5)), engine=SMC(2, guide=lambda t: math.nan))
+    infer(
+        lambda: (sample("x", Bernoulli(0.5)), sample("y", Bernoulli(0.5))),
+        engine=SMC(2, guide=lambda t: math.nan),
+    )
 
 
 @bad
