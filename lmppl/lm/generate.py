@@ -26,7 +26,8 @@ import numpy as np
 
 from lmppl.constraints import Constraint, ConstraintState
 from lmppl.errors import ContextOverflow
-from lmppl.lm.base import Drawn, LanguageModel, Rows, TokenLaw
+from lmppl.lm.base import LanguageModel, Rows, TokenLaw
+from lmppl.lm.block import Block
 from lmppl.random import Chance, fold_array
 from lmppl.types import Bools, Ids
 from lmppl.weights import NEG_INF
@@ -69,7 +70,6 @@ class StringState:
         "logps",
         "logq",
         "logw",
-        "tail",
     )
 
     law: StringLaw
@@ -84,7 +84,6 @@ class StringState:
     """Σ log q so far."""
     end_logp: float
     """log p of the forced end, with limit="eos"."""
-    tail: bytes
     finish: Finish | None
 
     def __init__(self, law: StringLaw, context: Ids, key: int) -> None:
@@ -96,7 +95,6 @@ class StringState:
         self.logps = []
         self.automaton = None if law.constraint is None else law.constraint.start()
         self.logw = self.logq = self.end_logp = 0.0
-        self.tail = b""
         self.finish = None
 
     def fork(self, key: int) -> StringState:
@@ -106,7 +104,6 @@ class StringState:
         new.logps = list(self.logps)
         new.automaton = self.automaton
         new.logw, new.logq, new.end_logp = self.logw, self.logq, self.end_logp
-        new.tail = self.tail
         new.finish = self.finish
         return new
 
@@ -119,35 +116,41 @@ class StringState:
         self.logps.append(logp)
         self.logw += law.power * logp - logq
         self.logq += logq
+        self.see(lm)
+
+    def see(self, lm: LanguageModel) -> None:
+        """Whether the string ends with its newest token."""
+        law, token, automaton = self.law, self.ids[-1], self.automaton
         if token in lm.eos_ids:
             self.finish = "eos"
             return
-        if self.automaton is not None:
-            self.automaton = self.automaton.advance(token)
-            if self.automaton.accepting and (law.stop or self.automaton.finished):
+        if automaton is not None:
+            automaton = self.automaton = automaton.advance(token)
+            if automaton.accepting and (law.stop or automaton.finished):
                 self.finish = "stop" if law.stop else "constraint"
-            elif self.automaton.finished:
+            elif automaton.finished:
                 self.kill()
-        elif law.stop and self._stops(lm.token_bytes(token)):
+        elif law.stop and self._stops(lm):
             self.finish = "stop"
         if self.finish is None and len(self.ids) >= law.max_tokens:
-            unmatched = self.automaton is not None and (law.stop or not self.automaton.accepting)
+            unmatched = automaton is not None and (law.stop or not automaton.accepting)
             if law.limit == "kill" or unmatched:
                 self.kill()
             elif law.limit == "prefix":
                 self.finish = "length"
 
-    def _stops(self, word: bytes) -> bool:
-        """Whether a stop string is complete now; keeps the bytes that may begin one."""
-        seen = self.tail + word
-        longest = 0
-        for stop in self.law.stop:
-            raw = stop.encode()
-            if raw in seen:
-                return True
-            longest = max(longest, len(raw))
-        self.tail = seen[-(longest - 1) :] if longest > 1 else b""
-        return False
+    def _stops(self, lm: LanguageModel) -> bool:
+        """Whether the newest token completes a stop string."""
+        stops = [stop.encode() for stop in self.law.stop]
+        longest = max(map(len, stops))
+        seen = lm.token_bytes(self.ids[-1])
+        needed = len(seen) + longest - 1
+        at = len(self.ids) - 2
+        while len(seen) < needed and at >= 0:
+            seen = lm.token_bytes(self.ids[at]) + seen
+            at -= 1
+        seen = seen[-needed:]
+        return any(stop in seen for stop in stops)
 
     def kill(self) -> None:
         """The string is impossible."""
@@ -216,40 +219,32 @@ def advance(
         if needed > lm.max_context:
             raise ContextOverflow(needed, lm.max_context, longest=lm.decode(s.context[-200:]))
     rows = lm.open([s.context + tuple(s.ids) if s.ids else s.context for s in live])
-    keys = np.array([s.key for s in live], dtype=np.uint64)
-    steps = np.array([len(s.ids) for s in live], dtype=np.uint64)
-    laws = [s.law.token for s in live]
-    constrained = any(s.automaton is not None for s in live)
+    block = Block(lm, live, limit)
     passes = 0
     while True:
-        mask, hopeless = _masks(lm, live) if constrained else (None, ())
-        drawn = rows.draw(fold_array(keys, steps), laws, mask, chance)
+        mask, hopeless = _masks(lm, block.states) if block.constrained else (None, ())
+        drawn = rows.draw(fold_array(block.keys, block.steps), block.laws, mask, chance)
         passes += 1
         for i in hopeless:
             drawn.tokens[i] = -1
-        keep, ending = _take(lm, live, drawn)
-        if not keep:
-            break
-        if len(keep) < len(live):
-            index = np.array(keep, dtype=np.int64)
-            rows.select(index)
-            keys, steps = keys[index], steps[index]
-            live = [live[i] for i in keep]
-            laws = [laws[i] for i in keep]
-        rows.push(np.array([s.ids[-1] for s in live], dtype=np.int64))
-        if ending:
-            _force_ends(lm, rows, live)
-            left = [i for i, s in enumerate(live) if s.finish is None]
-            if not left:
+        keep, ending = block.take(drawn)
+        if keep is not None:
+            if not len(keep):
                 break
-            index = np.array(left, dtype=np.int64)
-            rows.select(index)
-            keys, steps = keys[index], steps[index]
-            live = [live[i] for i in left]
-            laws = [laws[i] for i in left]
-        steps += np.uint64(1)
+            rows.select(keep)
+            block.select(keep)
+        rows.push(block.last)
+        if ending:
+            _force_ends(lm, rows, block.states)
+            left = np.array([i for i, s in enumerate(block.states) if s.finish is None], np.int64)
+            if not len(left):
+                break
+            rows.select(left)
+            block.select(left)
+        block.steps += np.uint64(1)
         if passes == limit:
             break
+    block.write()
     rows.close()
     return passes
 
@@ -266,22 +261,6 @@ def _masks(lm: LanguageModel, live: Sequence[StringState]) -> tuple[Bools, Seque
             else:
                 hopeless.append(i)
     return mask, hopeless
-
-
-def _take(lm: LanguageModel, live: Sequence[StringState], drawn: Drawn) -> tuple[list[int], bool]:
-    """Append the drawn tokens; which rows go on, and whether one of them only awaits its end."""
-    keep: list[int] = []
-    ending = False
-    rows = zip(live, drawn.tokens.tolist(), drawn.logp.tolist(), drawn.logq.tolist(), strict=True)
-    for i, (s, token, logp, logq) in enumerate(rows):
-        if token < 0 or logp == NEG_INF:
-            s.kill()
-            continue
-        s.extend(lm, token, logp, logq)
-        if s.finish is None:
-            keep.append(i)
-            ending = ending or s.awaits_end
-    return keep, ending
 
 
 def _force_ends(lm: LanguageModel, rows: Rows, live: Sequence[StringState]) -> None:
