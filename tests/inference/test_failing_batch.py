@@ -15,8 +15,8 @@ import pytest
 from lmppl import LM, Choice, factor, observe, plate, program, sample
 from lmppl.errors import LmpplError
 from lmppl.inference import SMC, Importance, Posterior, infer_many, infer_stream, tokens
-from lmppl.lm.base import Drawn, Rows
-from lmppl.lm.table import TableLM
+from lmppl.lm.base import Drawn
+from lmppl.lm.table import TableLM, TableRows
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Keys
 
@@ -35,7 +35,7 @@ class Failing(TableLM):
 
     after = 0
 
-    def open(self, contexts: Sequence[Ids]) -> Rows:
+    def open(self, contexts: Sequence[Ids]) -> TableRows:
         rows = super().open(contexts)
         bad = [c for c in contexts if c[:1] == (BAD,)]
         if not bad:
@@ -113,7 +113,7 @@ def test_the_end_of_memory_ends_the_run() -> None:
     """It is nobody's own mistake, and going on would hide it."""
 
     class Full(Failing):
-        def open(self, contexts: Sequence[Ids]) -> Rows:
+        def open(self, contexts: Sequence[Ids]) -> TableRows:
             raise MemoryError
 
     with pytest.raises(MemoryError):
