@@ -7,6 +7,7 @@ finite program, `Enumerate` is exact.
 from lmppl.inference.base import Engine, ainfer, infer, infer_many, infer_stream
 from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.forward import Forward, Greedy
+from lmppl.inference.guide import Guide
 from lmppl.inference.importance import Importance
 from lmppl.inference.posterior import Estimate, Interval, Marginal, Posterior
 from lmppl.inference.rejection import Rejection
@@ -42,6 +43,7 @@ __all__ = [
     "Found",
     "Fractured",
     "Greedy",
+    "Guide",
     "Importance",
     "Interval",
     "Marginal",

@@ -114,7 +114,8 @@ class SMC(Engine):
         ]
         if self.guide is not None:
             lines.append(
-                "intermediate targets γ_t · h(partial trace); h = 1 at the end, so γ is unchanged"
+                f"intermediate targets γ_t · h(partial trace), h = {Guide.of(self.guide)}; h = 1 at the end, "
+                "so γ is unchanged"
             )
         return "\n".join(lines)
 
