@@ -48,28 +48,39 @@ class Block:
 
     def __init__(self, lm: LanguageModel, states: list[StringState], limit: int | None) -> None:
         """Take the numbers of the states over."""
+        n, law = len(states), states[0].law
         self.lm = lm
         self.states = states
         self.keys = np.array([s.key for s in states], dtype=np.uint64)
         self.steps = np.array([len(s.ids) for s in states], dtype=np.uint64)
-        self.laws = [s.law.token for s in states]
-        self.constrained = any(s.automaton is not None for s in states)
         self.last: Ints = np.empty(0, dtype=np.int64)
         """The newest token of each row."""
-        self._logw = np.array([s.logw for s in states])
-        self._logq = np.array([s.logq for s in states])
-        self._left = np.array([s.law.max_tokens - len(s.ids) for s in states])
-        self._power = np.array([s.law.power for s in states])
-        plain = not any(s.law.target_is_proposal for s in states)
-        self._own = None if plain else np.array([s.law.target_is_proposal for s in states])
-        self._bound = np.array([s.automaton is not None for s in states])
-        groups: dict[tuple[str, ...], int] = {}
-        self._group = np.array([groups.setdefault(s.law.stop, len(groups)) for s in states])
+        self._logw, self._logq = np.zeros(n), np.zeros(n)
+        if self.steps.any():
+            self._logw += [s.logw for s in states]
+            self._logq += [s.logq for s in states]
+        laws = None if all([s.law is law for s in states]) else [s.law for s in states]
+        """None: one law for all, which is the rule when particles stand at one site."""
+        self.laws = [law.token] * n if laws is None else [one.token for one in laws]
+        most = law.max_tokens if laws is None else np.array([one.max_tokens for one in laws])
+        self._left = most - self.steps.astype(np.int64)
+        self._power = np.full(n, law.power)
+        own = law.target_is_proposal
+        self._own: Bools | None = np.full(n, own) if own else None
+        self._bound = np.full(n, law.constraint is not None)
+        self._group = np.zeros(n, dtype=np.int64)
+        groups = {law.stop: 0}
+        if laws is not None:
+            self._power = np.array([one.power for one in laws])
+            self._own = np.array([one.target_is_proposal for one in laws])
+            self._bound = np.array([one.constraint is not None for one in laws])
+            self._group = np.array([groups.setdefault(one.stop, len(groups)) for one in laws])
+        self.constrained = bool(self._bound.any())
         self._watched = [watched(lm, stop) for stop in groups]
         # What was drawn stays where it was written, by the first number of its row
-        self._place = np.arange(len(states))
+        self._place = np.arange(n)
         room = int(self._left.max()) if limit is None else limit
-        self._tokens = np.empty((len(states), min(room, FIRST)), dtype=np.int64)
+        self._tokens = np.empty((n, min(room, FIRST)), dtype=np.int64)
         self._logps = np.empty(self._tokens.shape)
         self._drawn = 0
         self._known: dict[int, int] = {}
@@ -140,16 +151,20 @@ class Block:
         """Bring states up to date; a dead row's last token was none."""
         places = self._place[rows]
         tokens = self._tokens[places, : self._drawn].tolist()
-        logps = self._logps[places, : self._drawn].tolist()
+        logps_of = self._logps[places, : self._drawn].tolist()
         logw, logq = self._logw[rows].tolist(), self._logq[rows].tolist()
+        known = self._known
         for k, (i, place) in enumerate(zip(rows, places.tolist(), strict=True)):
             s = self.states[i]
-            at = self._known.get(place, 0)
-            end = self._drawn if dead is None or not dead[i] else self._drawn - 1
-            if s.ids or at or end < self._drawn:
-                s.ids += tokens[k][at:end]
-                s.logps += logps[k][at:end]
+            at = known.get(place, 0)
+            ids, logps = tokens[k], logps_of[k]
+            if dead is not None and dead[i]:
+                ids.pop()
+                logps.pop()
+            if at or s.ids:
+                s.ids += ids[at:]
+                s.logps += logps[at:]
             else:
-                s.ids, s.logps = tokens[k], logps[k]
+                s.ids, s.logps = ids, logps
             s.logw, s.logq = logw[k], logq[k]
-            self._known[place] = self._drawn
+            known[place] = self._drawn
