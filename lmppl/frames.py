@@ -25,6 +25,7 @@ from lmppl.context import Message, ParticleKilled, local
 from lmppl.errors import BadArgument, BadProgram, LmpplWarning, WrongContext
 from lmppl.lines import caller, user_line
 from lmppl.strands import FrameContext, Strand
+from lmppl.torch_modes import Held, Modes, leave, modes
 from lmppl.trace import Entry, tape
 
 
@@ -33,6 +34,8 @@ class Frame(ABC):
 
     yields = False
     """Whether messages of an awaited primitive travel by `yield`."""
+    _held: Held | None = None
+    """torch's modes of a program that suspended inside a block such as `torch.no_grad()`."""
     zombie: str | None = None
     """The line of a program that would not be unwound; its frame is kept for ever."""
 
@@ -75,6 +78,14 @@ class Frame(ABC):
     def line(self) -> str | None:
         """file:line where the program is suspended."""
         return None
+
+    def _enter(self) -> Modes:
+        """Before user code goes on: torch's modes out here; the program gets its own."""
+        outer = modes()
+        if self._held is not None:
+            self._held.back()
+            self._held = None
+        return outer
 
     def _give_up(self) -> None:
         # One reference that nobody returns: freed at the end of the interpreter, a coroutine would
@@ -157,12 +168,13 @@ class GreenletFrame(Frame):
         hub = self._getcurrent()
         if self._greenlet.parent is not hub:
             self._greenlet.parent = hub
-        before = local.active
+        before, outer = local.active, self._enter()
         local.active = self.context
         try:
             message: Message | None = self._switch(entry)  # None at the end: that of `_run`
         finally:
             local.active = before
+            self._held = leave(outer)
         return message
 
     def suspend(self, message: Message) -> Entry:
@@ -184,7 +196,7 @@ class GreenletFrame(Frame):
             return
         glet.parent = self._getcurrent()
         self.context.leaving = ParticleKilled
-        before = local.active
+        before, outer = local.active, self._enter()
         local.active = self.context
         try:
             glet.throw(ParticleKilled)
@@ -192,6 +204,7 @@ class GreenletFrame(Frame):
             return
         finally:
             local.active = before
+            self._held = leave(outer)
         if not glet.dead:
             self._give_up()
 
@@ -229,7 +242,7 @@ class CoroutineFrame(Frame):
 
     def resume(self, entry: Entry | None) -> Message | None:
         """Send the answer, get the next message."""
-        before = local.active
+        before, outer = local.active, self._enter()
         local.active = self.context
         try:
             if self._coroutine is None:
@@ -249,6 +262,7 @@ class CoroutineFrame(Frame):
             raise
         finally:
             local.active = before
+            self._held = leave(outer)
         if not isinstance(message, Message):
             self._coroutine.close()
             raise foreign_await()
@@ -259,7 +273,7 @@ class CoroutineFrame(Frame):
         if self._coroutine is None:
             return
         self.context.leaving = ParticleKilled
-        before = local.active
+        before, outer = local.active, self._enter()
         local.active = self.context
         try:
             self._variables.run(self._coroutine.throw, ParticleKilled)
@@ -267,6 +281,7 @@ class CoroutineFrame(Frame):
             return
         finally:
             local.active = before
+            self._held = leave(outer)
         self._give_up()
 
     def line(self) -> str | None:
