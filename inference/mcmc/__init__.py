@@ -1,0 +1,1 @@
+"""Markov chain Monte Carlo over traces: kernels that leave γ / Z invariant."""
