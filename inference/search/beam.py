@@ -130,8 +130,8 @@ class Beam(Engine):
     def _value(self, n: Node) -> float:
         return n.priority if self.rank == "joint" else n.log_h
 
-    def _order(self, n: Node) -> tuple[float, int]:
-        return -self._value(n), n.key
+    def _order(self, n: Node) -> tuple[float, float, int]:
+        return -self._value(n), -n.log_g, n.key
 
     def _keep(
         self, machine: Machine, pool: list[Node], size: int, step: int, group: int

@@ -110,13 +110,11 @@ class Foresight(Engine):
         tree.close()
         pick = self._answer(machine, ends, gains)
         particles = [n.particle for n in tree.finished]
-        if pick in particles:
-            particles.remove(pick)
         return found(
             machine,
             self,
-            [pick, *particles],
-            [1.0] + [0.0] * len(particles),
+            particles,
+            [float(p is pick) for p in particles],
             expansions=tree.expansions,
             nodes=tree.grown,
         )

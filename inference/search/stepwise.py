@@ -72,12 +72,12 @@ class StepGreedy(Engine):
         joint = self.rank == "joint"
         tree = Tree(machine, self.guide, self.children, self.actions, everywhere=not joint)
 
-        def order(n: Node) -> tuple[float, int]:
-            return (-n.priority if joint else -n.log_h), n.key
+        def order(n: Node) -> tuple[float, float, int]:
+            return (-n.priority if joint else -n.log_h), -n.log_g, n.key
 
         node: Node | None = yield from tree.root()
         names = list(self.actions or [None])
-        waiting: list[tuple[tuple[float, int], Node]] = []
+        waiting: list[tuple[tuple[float, float, int], Node]] = []
         left = self.backtracks
         while node is not None and not node.finished:
             grown = yield from tree.grow([Request(node, self.expand, name) for name in names])
