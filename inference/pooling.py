@@ -46,23 +46,24 @@ def pool(posteriors: Sequence[Posterior]) -> Posterior:
     ]
     log_evidence = log_sum_exp(logs) - math.log(total) if total else NEG_INF
     shares = normalize(logs)
-    weights, eves, offset = [], [], 0
+    with np.errstate(divide="ignore"):
+        # on the scale of γ / q, where the mean over all particles is Ẑ
+        weights = np.log(np.concatenate([p.weights for p in posteriors])) + np.repeat(logs, sizes)
+    eves, offset = [], 0
     ledger, deaths = Ledger(), Counter[str]()
-    for p, log_size in zip(posteriors, logs, strict=True):
-        with np.errstate(divide="ignore"):
-            # on the scale of γ / q, where the mean over all particles is Ẑ
-            weights.append(np.log(p.weights) + log_size)
+    for p in posteriors:
         eves.append(p.eves + offset)
         offset += int(p.eves.max(initial=-1)) + 1
         ledger.add(p.ledger)
         deaths.update(p.deaths)
     first = posteriors[0]
-    errors = [p.log_evidence_se for p in posteriors]
-    known = [(s, e) for s, e in zip(shares.tolist(), errors, strict=True) if s > 0.0]
-    one_by_one = any(n < 2 for n in sizes)  # a run of one particle has no error of its own
+    evidence_se: float | None = None
+    if min(sizes) > 1:  # a run of one particle has no error of its own: the families have
+        alive = zip(shares.tolist(), posteriors, strict=True)
+        evidence_se = math.sqrt(math.fsum((s * p.log_evidence_se) ** 2 for s, p in alive if s > 0))
     return Posterior(
         [t for p in posteriors for t in p.traces],
-        np.concatenate(weights),
+        weights,
         log_evidence,
         engine=first.engine,
         target=first.target,
@@ -71,7 +72,7 @@ def pool(posteriors: Sequence[Posterior]) -> Posterior:
         deaths=dict(deaths),
         death_examples=[e for p in posteriors for e in p.death_examples][:3],
         warnings=_common(posteriors),
-        evidence_se=None if one_by_one else math.sqrt(math.fsum((s * e) ** 2 for s, e in known)),
+        evidence_se=evidence_se,
         seed=first.seed,
     )
 

@@ -20,7 +20,9 @@ import copy
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument
@@ -151,7 +153,6 @@ class Sequential(Engine):
         parts: list[Posterior] = []
         ask_at = 1
         why: tuple[str, ...] = (LIMIT,)
-        pooled: Posterior | None = None
         while len(parts) < self.most:
             part: Posterior = yield from inner.run(_again(machine, len(parts)))
             machine.ledger.add(part.ledger)
@@ -161,23 +162,23 @@ class Sequential(Engine):
             if len(parts) < ask_at and len(parts) < self.most:
                 continue
             ask_at = max(len(parts) + 1, math.ceil(len(parts) * self.growth))
-            pooled = pool(parts)
-            pooled.ledger = machine.ledger
-            if state.update(self.readings(pooled, len(parts), part)):
+            if state.update(self.readings(parts, machine.ledger)):
                 why = state.why
                 break
-        if pooled is None:
-            pooled = pool(parts)
+        pooled = pool(parts)
+        pooled.ledger = machine.ledger
         pooled.engine, pooled.target = repr(self), self.target(machine.program)
         pooled.warnings += diagnose(pooled, set())
         return Pooled(pooled, Stopped(len(parts), len(pooled), why))
 
-    def readings(self, posterior: Posterior, batches: int, last: Posterior) -> Readings:
-        """The signals of the pooled posterior, and of the last batch."""
+    def readings(self, parts: Sequence[Posterior], ledger: Ledger) -> Readings:
+        """The signals of batches; they are pooled when one is read that needs it."""
         return Readings(
-            posterior,
-            batches=batches,
-            last=last,
+            partial(pool, list(parts)),
+            ledger=ledger,
+            draws=sum(map(len, parts)),
+            batches=len(parts),
+            last=parts[-1],
             of=self.of,
             key=self.key,
             same=self.same,

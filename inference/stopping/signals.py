@@ -25,7 +25,7 @@ Detecting hallucinations using semantic entropy (2024); Fu et al., Certaindex (2
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lmppl.errors import BadArgument
@@ -141,7 +141,9 @@ class Readings(Mapping[str, Any]):
     """The signals of a posterior, each computed when it is read.
 
     Args:
-        posterior: what is known so far.
+        posterior: what is known so far, or a function that makes it when a signal needs it.
+        ledger: what was spent; the posterior's when left out.
+        draws: how many particles were drawn; those of the posterior when left out.
         batches: how many batches it pools.
         last: the posterior of the last of them.
         of: which part of a trace is the answer.
@@ -154,8 +156,10 @@ class Readings(Mapping[str, Any]):
 
     def __init__(
         self,
-        posterior: Posterior,
+        posterior: Posterior | Callable[[], Posterior],
         *,
+        ledger: Ledger | None = None,
+        draws: int | None = None,
         batches: int = 1,
         last: Posterior | None = None,
         of: Any = None,
@@ -165,12 +169,21 @@ class Readings(Mapping[str, Any]):
         prices: Prices | None = None,
     ) -> None:
         """Compute nothing yet."""
-        self.posterior = posterior
+        self._posterior = posterior
+        self._ledger = ledger
+        self._draws = draws
         self.batches = batches
-        self.last = posterior if last is None else last
+        self._last = last
         self.prices = prices
         self._classes = {"of": of, "key": key, "same": same, "keep": keep}
         self._tally: Tally | None = None
+
+    @property
+    def posterior(self) -> Posterior:
+        """What is known so far."""
+        if not isinstance(self._posterior, Posterior):
+            self._posterior = self._posterior()
+        return self._posterior
 
     @property
     def tally(self) -> Tally | None:
@@ -205,21 +218,20 @@ class Readings(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self:
             raise KeyError(name)
-        p = self.posterior
-        if name in ("tokens", "calls", "seconds"):
-            return getattr(p.ledger, name)
-        if name == "money":
-            return money(p.ledger, self.prices or {})
-        if name == "draws":
-            return len(p)
         if name == "batches":
             return self.batches
+        if name == "draws":
+            return len(self.posterior) if self._draws is None else self._draws
+        if name in ("tokens", "calls", "seconds", "money"):
+            ledger = self.posterior.ledger if self._ledger is None else self._ledger
+            return getattr(ledger, name) if name != "money" else money(ledger, self.prices or {})
+        p = self.posterior
         if name in ("ess", "log_evidence"):
             return getattr(p, name)
         if name == "evidence_width":
             low, high = p.log_evidence_interval()
             return high - low
-        t = self._count(self.last) if name == "last_entropy" else self.tally
+        t = self._count(self._last or p) if name == "last_entropy" else self.tally
         if name == "answer":
             return None if t is None else t.answers[0]
         if name in ("entropy", "last_entropy"):
