@@ -102,6 +102,12 @@ def drawing(p: Particle) -> Iterator[Generate]:
             yield leaf.job
 
 
+def log_gamma(p: Particle) -> float:
+    """log γ of the trace so far: Σ (log w + log q); a filter's shifts have no part in it."""
+    total = sum(e.logw + (e.logq if e.op == "sample" else 0.0) for e in recorded(p))
+    return float(total) + sum(job.state.logw + job.state.logq for job in drawing(p))
+
+
 def log_q(p: Particle) -> float:
     """Σ log q of what was drawn."""
     total = sum(e.logq for e in recorded(p) if e.op == "sample")
