@@ -9,6 +9,7 @@ Gradients, inference mode and autocast are kept; torch itself is never imported 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 DEVICES = ("cpu", "cuda")
@@ -26,22 +27,28 @@ class Modes(NamedTuple):
 DEFAULT = Modes()
 
 
-def _loaded() -> Any:
-    """torch, where somebody has imported it to its end."""
-    torch = sys.modules.get("torch")
-    return torch if torch is not None and hasattr(torch, "compile") else None
+_asks: tuple[Callable[..., bool], ...] = ()
+"""torch's own functions, once it is there: they are asked at every switch of frames."""
 
 
 def modes() -> Modes:
     """Of this thread; the default where there is no torch."""
-    torch = _loaded()
-    if torch is None:
+    if not _asks and not _find():
         return DEFAULT
-    return Modes(
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        tuple(map(torch.is_autocast_enabled, DEVICES)),
-    )
+    grad, inference, autocast = _asks
+    cpu, cuda = autocast("cpu"), autocast("cuda")
+    if grad() and not (cpu or cuda or inference()):
+        return DEFAULT
+    return Modes(grad(), inference(), (cpu, cuda))
+
+
+def _find() -> bool:
+    global _asks
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "compile"):  # absent, or in the middle of its import
+        return False
+    _asks = (torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_enabled)
+    return True
 
 
 class Held:
@@ -51,7 +58,7 @@ class Held:
 
     def __init__(self, own: Modes, outer: Modes) -> None:
         """Note the frame's own, and bring the outer ones back."""
-        torch = _loaded()
+        torch: Any = sys.modules["torch"]
         self.own = own
         self.dtypes = tuple(map(torch.get_autocast_dtype, DEVICES)) if any(own.autocast) else ()
         self.guard: Any = None
@@ -62,7 +69,7 @@ class Held:
 
     def back(self) -> None:
         """Give the frame its own again."""
-        torch = _loaded()
+        torch: Any = sys.modules["torch"]
         if self.guard is not None:
             self.guard.__exit__(None, None, None)
         _set(torch, self.own)
@@ -80,4 +87,4 @@ def _set(torch: Any, wanted: Modes) -> None:
 def leave(outer: Modes) -> Held | None:
     """After a frame ran: what differs from the modes of who resumed it, which come back."""
     own = modes()
-    return None if own == outer else Held(own, outer)
+    return None if own is outer or own == outer else Held(own, outer)
