@@ -41,7 +41,8 @@ from lmppl.random import fold
 
 MOST_BATCHES = 100
 LIMIT = "most batches"
-"""Why it stopped where no rule did."""
+SPENT = "budget spent"
+"""Why a run ended where no rule has stopped it."""
 
 
 class Stopped(NamedTuple):
@@ -50,12 +51,12 @@ class Stopped(NamedTuple):
     batches: int
     draws: int
     why: tuple[str, ...]
-    """The parts of the rule that fired; `most batches` where none did."""
+    """The parts of the rule that fired; `most batches` or `budget spent` where none did."""
 
     @property
     def settled(self) -> bool:
         """Whether the rule stopped it, and not the limit."""
-        return self.why != (LIMIT,)
+        return self.why not in ((LIMIT,), (SPENT,))
 
 
 class Pooled(Posterior):

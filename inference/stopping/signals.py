@@ -186,6 +186,11 @@ class Readings(Mapping[str, Any]):
         return self._posterior
 
     @property
+    def last_draws(self) -> int:
+        """Particles of the last batch."""
+        return len(self.posterior if self._last is None else self._last)
+
+    @property
     def tally(self) -> Tally | None:
         """The classes of answers; None where no answer counts."""
         if self._tally is None:

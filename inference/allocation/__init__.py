@@ -1,0 +1,1 @@
+"""Allocation: one budget over questions, models and steps."""
