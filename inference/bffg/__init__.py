@@ -1,0 +1,82 @@
+"""Backward filtering, forward guiding: one guided sampler for Markov processes on trees and DAGs.
+
+    bf = bffg.backward(model, data, params)          messages from the leaves to the roots
+    out = bffg.forward(bf, key, n=1000)              guided paths, weights, evidence
+    logw = bffg.log_weight(model, data, params, z)   pure and differentiable
+
+The package is about JAX, and is imported on demand: `from lmppl.inference import bffg`.
+"""
+
+from lmppl.inference.bffg.backward import BackwardFilter, backward, refine
+from lmppl.inference.bffg.explain import explain, is_exact
+from lmppl.inference.bffg.finite import Finite, FiniteLeaf, Sparse
+from lmppl.inference.bffg.forward import draw_noise, forward, guided_path, log_weight, path_score
+from lmppl.inference.bffg.gaussian import (
+    GaussianLeaf,
+    LinearGaussian,
+    NonlinearGaussian,
+    NonlinearLeaf,
+)
+from lmppl.inference.bffg.kernels import Guessed, Kernel, Surrogate, guided, surrogate
+from lmppl.inference.bffg.messages import Factors, Gamma, Gaussian, Message, Table
+from lmppl.inference.bffg.model import Model, Point, chain, dag, tree
+from lmppl.inference.bffg.particle_filter import conditional_filter, particle_gibbs
+from lmppl.inference.bffg.pcn import PCN, PMMH, pcn
+from lmppl.inference.bffg.result import Guided, pareto_k
+from lmppl.inference.bffg.unguided import simulate, unguided
+
+
+def __getattr__(name: str) -> object:
+    """The names that need NumPyro, loaded when first used."""
+    if name in ("factor", "sample_noise"):
+        from lmppl.inference.bffg import numpyro_sites
+
+        return getattr(numpyro_sites, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "BackwardFilter",
+    "Factors",
+    "Finite",
+    "FiniteLeaf",
+    "Gamma",
+    "Gaussian",
+    "GaussianLeaf",
+    "Guessed",
+    "Guided",
+    "Kernel",
+    "LinearGaussian",
+    "Message",
+    "Model",
+    "NonlinearGaussian",
+    "NonlinearLeaf",
+    "PCN",
+    "PMMH",
+    "Point",
+    "Sparse",
+    "Surrogate",
+    "Table",
+    "backward",
+    "chain",
+    "conditional_filter",
+    "dag",
+    "draw_noise",
+    "explain",
+    "factor",
+    "forward",
+    "guided",
+    "guided_path",
+    "is_exact",
+    "log_weight",
+    "pareto_k",
+    "particle_gibbs",
+    "path_score",
+    "pcn",
+    "refine",
+    "sample_noise",
+    "simulate",
+    "surrogate",
+    "tree",
+    "unguided",
+]

@@ -1,0 +1,271 @@
+"""Gaussian kernels: linear in closed form, nonlinear by a surrogate, in JAX.
+
+A kernel is mean(x) + L(x) ε with ε ~ N(0, I_r); L is d × r, so that singular noise (r < d), no
+noise (r = 0) and full noise are one case. With a message (a, c, F, H), s = mean(x) - a:
+
+    r = F - Hs      M = I + L'HL = CC'      e = L'r
+    log (k g)(x)    = c + F's - ½ s'Hs - Σ log diag C + ½ |C⁻¹ e|²
+    child           = mean(x) + L M⁻¹ e + L C'⁻¹ z
+    pullback to a_p : K = C⁻¹ (HL)'   H⁺ = B'(H - K'K) B   F⁺ = B'(r - K'C⁻¹ e)
+
+M has eigenvalues ≥ 1, and neither H nor the noise is inverted: missing, partial and hypo-elliptic
+observations need no case of their own.
+
+Reference: van der Meulen and Schauer (2020), section on Gaussian kernels; the noise-factor form is
+the square-root information filter, Bierman (1977).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+from lmppl.inference.bffg.kernels import Kernel, Surrogate, guided, surrogate
+from lmppl.inference.bffg.messages import Array, Gaussian
+
+LOG_2PI = 1.8378770664093453
+
+
+@dataclass(frozen=True)
+class _Core:
+    """What all formulas share: C, e, C⁻¹e, r and s of the module's first lines."""
+
+    C: Array
+    e: Array
+    w: Array
+    r: Array
+    log_kg: Array
+
+
+def _core(g: Gaussian, mean: Array, L: Array) -> _Core:
+    s = mean - g.anchor
+    hs = g.H @ s
+    r = g.F - hs
+    e = L.T @ r
+    value = g.c + g.F @ s - 0.5 * s @ hs
+    if L.shape[-1] == 0:
+        return _Core(jnp.zeros((0, 0), L.dtype), e, e, r, value)
+    C = jnp.linalg.cholesky(jnp.eye(L.shape[-1], dtype=L.dtype) + L.T @ g.H @ L)
+    w = solve_triangular(C, e, lower=True)
+    return _Core(C, e, w, r, value - jnp.sum(jnp.log(jnp.diagonal(C))) + 0.5 * w @ w)
+
+
+def tilted_noise(g: Gaussian, mean: Array, L: Array, z: Array) -> Array:
+    """The noise of the guided child: N(M⁻¹e, M⁻¹)."""
+    if L.shape[-1] == 0:
+        return z
+    core = _core(g, mean, L)
+    return solve_triangular(core.C.T, core.w + z, lower=False)
+
+
+def gaussian_step(g: Gaussian, mean: Array, L: Array, z: Array) -> tuple[Array, Array]:
+    """The guided child, and log (k g) of its parent."""
+    return mean + L @ tilted_noise(g, mean, L, z), _core(g, mean, L).log_kg
+
+
+def log_normal(u: Array, L: Array) -> Array:
+    """log N(u; 0, LL') of a regular covariance."""
+    C = jnp.linalg.cholesky(L @ L.T)
+    w = solve_triangular(C, u, lower=True)
+    return -0.5 * w @ w - jnp.sum(jnp.log(jnp.diagonal(C))) - 0.5 * u.shape[-1] * LOG_2PI
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LinearGaussian(Surrogate):
+    """B x + β + L ε.
+
+    Args:
+        B: matrix [d, d], of p parents [d, p d], of a root [d, 0].
+        beta: shift [d].
+        L: noise factor [d, r]; the covariance is L L'.
+    """
+
+    B: Array
+    beta: Array
+    L: Array
+
+    @classmethod
+    def prior(cls, mean: Array, L: Array) -> LinearGaussian:
+        """The law N(mean, LL') of a root."""
+        mean = jnp.asarray(mean)
+        return cls(jnp.zeros((mean.shape[-1], 0), mean.dtype), mean, L)
+
+    @property
+    def noise(self) -> tuple[int, ...]:
+        """r numbers."""
+        return (self.L.shape[-1],)
+
+    def mean(self, parent: Array) -> Array:
+        """B x + β."""
+        return self.beta + (self.B @ jnp.ravel(parent) if self.B.shape[-1] else 0.0)
+
+    def forward(self, parent: Array, noise: Array) -> Array:
+        """B x + β + L ε."""
+        return self.mean(parent) + self.L @ noise
+
+    def log_prob(self, parent: Array, child: Array) -> Array:
+        """log N(child; Bx + β, LL'); the covariance must be regular."""
+        return log_normal(child - self.mean(parent), self.L)
+
+    def one(self) -> Gaussian:
+        """1 everywhere, about the shift."""
+        return Gaussian.ones(self.beta)
+
+    def log_kg(self, message: Gaussian, parent: Array) -> Array:
+        """The formula of the module's first lines."""
+        return _core(message, self.mean(parent), self.L).log_kg
+
+    def draw(self, message: Gaussian, parent: Array, noise: Array) -> Array:
+        """The child of the module's first lines."""
+        return gaussian_step(message, self.mean(parent), self.L, noise)[0]
+
+    def tilted_noise(self, g: Gaussian, parent: Array, z: Array) -> tuple[Array, Array]:
+        """Noise ε ~ q, and log N(ε; 0, I) - log q(ε): rung 4 of kernels without a density."""
+        core = _core(g, self.mean(parent), self.L)
+        e = tilted_noise(g, self.mean(parent), self.L, z)
+        log_q = -0.5 * z @ z + jnp.sum(jnp.log(jnp.diagonal(core.C)))
+        return e, -0.5 * e @ e - log_q
+
+    def pullback(self, message: Gaussian, anchor: Array) -> Gaussian:
+        """Exact: the message of the parent, about its anchor."""
+        core = _core(message, self.mean(anchor), self.L)
+        H, r = message.H, core.r
+        if self.L.shape[-1]:
+            K = solve_triangular(core.C, (H @ self.L).T, lower=True)
+            H, r = H - K.T @ K, r - K.T @ core.w
+        return Gaussian(jnp.ravel(anchor), core.log_kg, self.B.T @ r, self.B.T @ H @ self.B)
+
+    def pullback_many(self, message: Gaussian, anchor: Array) -> Gaussian:
+        """One message per parent: the cross blocks of H are dropped at the anchors."""
+        p, d = anchor.shape
+        m = self.pullback(message, anchor)
+        c = jnp.zeros(p, m.c.dtype).at[0].set(m.c)
+        blocks = m.H.reshape(p, d, p, d)
+        H = jnp.stack([blocks[i, :, i, :] for i in range(p)])
+        return Gaussian(anchor, c, m.F.reshape(p, d), H)
+
+    def inflated(self, amount: Array) -> LinearGaussian:
+        """Covariance LL' + amount I."""
+        extra = jnp.sqrt(amount) * jnp.eye(self.L.shape[0], dtype=self.L.dtype)
+        return LinearGaussian(self.B, self.beta, jnp.concatenate([self.L, extra], axis=1))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NonlinearGaussian(Kernel):
+    """mean(x, θ) + L(x, θ) ε, guided exactly through the linearisation at the anchor.
+
+    Args:
+        theta: arrays that the two functions need.
+        mean: (x, θ) -> [d].
+        factor: (x, θ) -> [d, r].
+        r: how many independent sources of noise.
+    """
+
+    theta: Any
+    mean: Callable[[Array, Any], Array] = field(metadata={"static": True})
+    factor: Callable[[Array, Any], Array] = field(metadata={"static": True})
+    r: int = field(metadata={"static": True})
+
+    @property
+    def noise(self) -> tuple[int, ...]:
+        """r numbers."""
+        return (self.r,)
+
+    def forward(self, parent: Array, noise: Array) -> Array:
+        """Mean + L ε."""
+        return self.mean(parent, self.theta) + self.factor(parent, self.theta) @ noise
+
+    def log_prob(self, parent: Array, child: Array) -> Array:
+        """log N(child; mean(x), L(x)L(x)'); the covariance must be regular."""
+        return log_normal(child - self.mean(parent, self.theta), self.factor(parent, self.theta))
+
+
+@surrogate(NonlinearGaussian)
+def linearize(kernel: NonlinearGaussian, anchor: Array) -> LinearGaussian:
+    """The first-order Taylor expansion of the mean at the anchor, with the noise there."""
+    mean = kernel.mean(anchor, kernel.theta)
+    J = jax.jacfwd(kernel.mean)(anchor, kernel.theta)
+    B = J.reshape(mean.shape[-1], -1)
+    return LinearGaussian(B, mean - B @ jnp.ravel(anchor), kernel.factor(anchor, kernel.theta))
+
+
+@guided(NonlinearGaussian, Gaussian)
+def _nonlinear(
+    kernel: NonlinearGaussian, g: Gaussian, parent: Array, noise: Array
+) -> tuple[Array, Array]:
+    mean, L = kernel.mean(parent, kernel.theta), kernel.factor(parent, kernel.theta)
+    return gaussian_step(g, mean, L, noise)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GaussianLeaf:
+    """An observation y = A x + N(0, R); nan in y marks what is missing, in whole or in part.
+
+    Args:
+        A: matrix [m, d].
+        R: covariance [m, m], regular.
+    """
+
+    A: Array
+    R: Array
+    exact = True
+
+    def _parts(self, y: Array, x: Array) -> tuple[Array, Array, Array, Array]:
+        seen = jnp.isfinite(y)
+        # cleaned before use: a nan in a branch not taken still makes nan gradients
+        A = jnp.where(seen[:, None], self.A, 0.0)
+        R = jnp.where(seen[:, None] & seen[None, :], self.R, jnp.eye(y.shape[0], dtype=A.dtype))
+        residual = jnp.where(seen, jnp.where(seen, y, 0.0) - A @ x, 0.0)
+        C = jnp.linalg.cholesky(R)
+        constant = -jnp.sum(jnp.log(jnp.diagonal(C))) - 0.5 * LOG_2PI * jnp.sum(seen)
+        return A, C, residual, constant
+
+    def message(self, y: Array, anchor: Array) -> Gaussian:
+        """The likelihood of y, about an anchor."""
+        A, C, residual, constant = self._parts(y, anchor)
+        solved = cho_solve((C, True), residual)
+        c = constant - 0.5 * residual @ solved
+        return Gaussian(anchor, c, A.T @ solved, A.T @ cho_solve((C, True), A))
+
+    def log_prob(self, x: Array, y: Array) -> Array:
+        """log N(y; A x, R) of the coordinates that are not missing."""
+        _, C, residual, constant = self._parts(y, x)
+        w = solve_triangular(C, residual, lower=True)
+        return constant - 0.5 * w @ w
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NonlinearLeaf:
+    """An observation y = mean(x, θ) + N(0, R), linearised at the anchor for the guide.
+
+    Args:
+        theta: arrays that the mean needs.
+        R: covariance [m, m].
+        mean: (x, θ) -> [m].
+    """
+
+    theta: Any
+    R: Array
+    mean: Callable[[Array, Any], Array] = field(metadata={"static": True})
+    exact = False
+
+    def message(self, y: Array, anchor: Array) -> Gaussian:
+        """That of the linearised observation."""
+        J = jax.jacfwd(self.mean)(anchor, self.theta)
+        shifted = y - self.mean(anchor, self.theta) + J @ anchor
+        return GaussianLeaf(J, self.R).message(shifted, anchor)
+
+    def log_prob(self, x: Array, y: Array) -> Array:
+        """log N(y; mean(x), R)."""
+        mean = self.mean(x, self.theta)
+        eye = jnp.eye(mean.shape[-1], dtype=mean.dtype)
+        return GaussianLeaf(eye, self.R).log_prob(mean, y)
