@@ -6,10 +6,11 @@ finite program, `Enumerate` is exact.
 
 from lmppl.inference.base import Engine, ainfer, infer, infer_many, infer_stream
 from lmppl.inference.enumeration import Enumerate
+from lmppl.inference.estimates import Estimate, Interval, Marginal
 from lmppl.inference.forward import Forward, Greedy
 from lmppl.inference.guide import Guide
 from lmppl.inference.importance import Importance
-from lmppl.inference.posterior import Estimate, Interval, Marginal, Posterior
+from lmppl.inference.posterior import Posterior
 from lmppl.inference.rejection import Rejection
 from lmppl.inference.search.abmcts import ABMCTS_A
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from lmppl.errors import BadArgument
-from lmppl.inference.posterior import Interval
+from lmppl.inference.estimates import Interval
 
 
 def wilson(right: int, n: int, level: float = 0.95) -> Interval:

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument, excerpt
-from lmppl.inference.posterior import Marginal, Posterior
+from lmppl.inference.estimates import Marginal
+from lmppl.inference.posterior import Posterior
 from lmppl.inference.tally import Tally, tally
 from lmppl.random import GumbelMax, draw, fold
 from lmppl.trace import Trace

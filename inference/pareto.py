@@ -20,7 +20,7 @@ from lmppl.html import text
 from lmppl.inference.budget import Sized
 from lmppl.inference.charts import number, rows
 from lmppl.inference.compare import Paired
-from lmppl.inference.posterior import Interval
+from lmppl.inference.estimates import Interval
 from lmppl.inference.runs import compare, summarise
 from lmppl.records import ResultRecord
 

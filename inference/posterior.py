@@ -19,11 +19,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lmppl.errors import AllParticlesDead, BadArgument
+from lmppl.inference.estimates import Estimate, Interval, Marginal
 from lmppl.ledger import Ledger
 from lmppl.random import GumbelMax, draw, fold
 from lmppl.trace import Trace
@@ -33,20 +34,6 @@ from lmppl.weights import NEG_INF, ess, log_mean_exp, normalize
 if TYPE_CHECKING:
     from lmppl.inference.particles import Particle
 from lmppl.inference.population import Machine
-
-
-class Estimate(NamedTuple):
-    """A number with its standard error."""
-
-    value: float
-    se: float
-
-
-class Interval(NamedTuple):
-    """A two-sided interval."""
-
-    low: float
-    high: float
 
 
 @dataclass
@@ -78,43 +65,6 @@ class History:
     def resamplings(self) -> int:
         """How often the population was resampled."""
         return sum(a is not None for a in self.ancestors)
-
-
-class Marginal(dict[Any, float]):
-    """P(value), largest first; `se` has the standard error of each.
-
-    >>> Marginal({"a": 0.75, "b": 0.25}, {"a": 0.1, "b": 0.1}).best
-    'a'
-    """
-
-    def __init__(self, probabilities: dict[Any, float], se: dict[Any, float]) -> None:
-        """Sort by probability, ties by how the value is shown."""
-        ranked = sorted(probabilities.items(), key=lambda kv: (-kv[1], repr(kv[0])))
-        super().__init__(ranked)
-        self.se = se
-
-    @property
-    def best(self) -> Any:
-        """The most probable value."""
-        return next(iter(self))
-
-    @property
-    def entropy(self) -> float:
-        """-Σ p log p, in nats."""
-        return -math.fsum(p * math.log(p) for p in self.values() if p > 0)
-
-    def __str__(self) -> str:
-        rows = [f"{p:7.4f} ± {self.se.get(v, math.nan):.4f}  {v!r:.80}" for v, p in self.items()]
-        return "\n".join(rows[:20] + ([f"… {len(rows) - 20} more"] if len(rows) > 20 else []))
-
-    def _repr_html_(self) -> str:
-        from lmppl.html import bar, text
-
-        rows = "".join(
-            f"<tr><td>{bar(p)}</td><td>{p:.4f}</td><td>± {self.se.get(v, math.nan):.4f}</td><td>{text(v)}</td></tr>"
-            for v, p in list(self.items())[:50]
-        )
-        return f"<table>{rows}</table>"
 
 
 class Posterior:

@@ -18,7 +18,8 @@ from lmppl.data import Question
 from lmppl.errors import AllParticlesDead, LmpplError
 from lmppl.inference.base import infer_stream
 from lmppl.inference.compare import Paired, paired, wilson
-from lmppl.inference.posterior import Interval, Posterior
+from lmppl.inference.estimates import Interval
+from lmppl.inference.posterior import Posterior
 from lmppl.inference.rundir import RunDirectory
 from lmppl.inference.specs import Spec
 from lmppl.inference.summary import posterior_summary

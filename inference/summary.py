@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lmppl.plainjson import encode_float, readable
 
 if TYPE_CHECKING:
-    from lmppl.inference.posterior import Marginal, Posterior
+    from lmppl.inference.estimates import Marginal
+    from lmppl.inference.posterior import Posterior
 
 
 def made_by(posterior: Posterior) -> str:

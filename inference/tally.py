@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmppl.errors import BadArgument, excerpt
-from lmppl.inference.posterior import Marginal, Posterior
+from lmppl.inference.estimates import Marginal
+from lmppl.inference.posterior import Posterior
 from lmppl.types import Floats, Ints
 
 Key = Callable[[Any], Any]

@@ -26,7 +26,8 @@ from lmppl.inference import (
     infer,
     infer_many,
 )
-from lmppl.inference.posterior import History, Marginal
+from lmppl.inference.estimates import Marginal
+from lmppl.inference.posterior import History
 from lmppl.lm.table import TableLM
 from lmppl.trace import Entry, Trace
 from lmppl.types import Floats
