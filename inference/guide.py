@@ -57,7 +57,8 @@ class Guide:
         exact: whether h = h*.
         batched: `fn` takes a list of traces and returns a number for each.
         steps: `fn` takes (trace, env) and returns a number or a job of `lmppl.jobs`.
-        floor: what an h below it is raised to, on the scale of h: 1e-9 keeps a reward of 0 alive.
+        floor: what an h below it is raised to: 1e-3 keeps what a reward calls impossible alive, at a
+            thousandth. A much smaller one makes rare, huge weights of the guide's mistakes.
         name: for `target()` and errors.
 
     >>> Guide(lambda trace: 0.25, scale="prob")(Trace(None)) == math.log(0.25)
@@ -98,7 +99,7 @@ class Guide:
             raise BadArgument("Guide: batched and steps exclude each other: steps are batched")
         if not (isinstance(self.floor, (int, float)) and 0.0 <= self.floor < math.inf):
             raise BadArgument(
-                f"Guide: floor must be a number ≥ 0, got {self.floor!r}", fix="write floor=1e-9"
+                f"Guide: floor must be a number ≥ 0, got {self.floor!r}", fix="write floor=1e-3"
             )
 
     # -- constructors ------------------------------------------------------------------------

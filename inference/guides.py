@@ -21,12 +21,12 @@ from lmppl.types import Floats
 from lmppl.weights import NEG_INF, log_add, log_sum_exp
 
 
-def reward_guide(reward: Any, at: Any = None, *, floor: float = 1e-9, **options: Any) -> Guide:
+def reward_guide(reward: Any, at: Any = None, *, floor: float = 1e-3, **options: Any) -> Guide:
     """h = the reward of the steps so far, a number in [0, 1]."""
     return value_guide(Value(reward, at=at, link="probability", **options), floor=floor)
 
 
-def value_guide(value: Value, *, floor: float = 1e-9, **declared: Any) -> Guide:
+def value_guide(value: Value, *, floor: float = 1e-3, **declared: Any) -> Guide:
     """h = link(aggregate of the scores so far); 1 before the first step.
 
     Args:
@@ -99,7 +99,7 @@ def relaxed_guide(
     """h that sees only `key(trace)`: over all prefixes of that key, the mean or the largest h*.
 
     The largest is admissible; the mean is taken with weights γ(prefix). A key that no prefix of
-    positive weight has gets h = 0 in the max semiring, and 1e-9 in the sum.
+    positive weight has gets h = 0 in the max semiring, and 1e-3 in the sum.
     """
     better = log_add if semiring == "sum" else max
     prefixes: dict[Hashable, Trace] = {}
@@ -126,7 +126,7 @@ def relaxed_guide(
 
     bound = semiring == "max"
     return Guide(
-        relaxed, semiring=semiring, admissible=bound, floor=0.0 if bound else 1e-9,
+        relaxed, semiring=semiring, admissible=bound, floor=0.0 if bound else 1e-3,
         name=f"relaxed h* ({semiring})",
     )  # fmt: skip
 

@@ -1,0 +1,452 @@
+"""Guides: declared, checked, batched; exact ones make a filter perfect; none changes a target."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmppl import (
+    LM,
+    Bernoulli,
+    Categorical,
+    Choice,
+    LmpplError,
+    Reward,
+    Uniform,
+    factor,
+    loop,
+    observe,
+    plate,
+    potentials,
+    program,
+    sample,
+)
+from lmppl.errors import BadArgument
+from lmppl.inference import SMC, Guide, infer, tokens
+from lmppl.inference.guide import partial_trace
+from lmppl.inference.population import Jobs, Machine
+from lmppl.inference.posterior import History, population_posterior
+from lmppl.lm.table import TableLM
+from lmppl.potentials import Prefix, Value
+from lmppl.testing import LawBroken, assert_properly_weighted, check_guide, enumerate_exact
+from lmppl.trace import Entry, SoFar, Trace
+from lmppl.weights import exp, log_mean_exp
+
+ATOL = 1e-10
+AB = TableLM(
+    ["a", "b", "<eos>"],
+    {(): [0.5, 0.3, 0.2], (0,): [0.6, 0.0, 0.4], (1,): [0.0, 0.0, 1.0], (2,): [0.5, 0.3, 0.2]},
+    name="ab",
+)
+
+
+@program
+def chain() -> Any:
+    """Two strings and a late observation: the case for a guide."""
+    x = sample("x", LM("", max_tokens=2))
+    y = sample("y", LM(x, max_tokens=1))
+    observe("z", LM(y, max_tokens=1), "a")
+    factor("long", 0.7 * len(x + y))
+    return x, y
+
+
+GUIDES: dict[str, Any] = {
+    "function": lambda trace: 0.3 * len(trace),
+    "probability": Guide(lambda trace: 1 / (1 + len(trace)), scale="prob"),
+    "real": Guide(lambda trace: 2.0 + len(trace), scale="real"),
+    "floor": Guide(lambda trace: float("x" in trace), scale="prob", floor=0.01),
+    "batched": Guide(lambda traces: [0.2 * len(t) for t in traces], batched=True),
+    "reward": Guide.reward(lambda text: text.count("a") / (1 + len(text)), at=("x", "y")),
+    "yes_no": Guide.reward(Reward.yes_no("{text}", yes="a", no="b"), at="x"),
+    "min": Guide.value(Value(lambda text: 1 / (1 + len(text)), link="ratio", aggregate="min")),
+    "optimal": Guide.optimal(chain, lm=AB),
+    "relaxed": Guide.relaxed(chain, lm=AB, key=len),
+}
+
+
+@pytest.mark.parametrize("at", ["site", tokens(1)], ids=str)
+@pytest.mark.parametrize("name", GUIDES)
+def test_no_guide_changes_the_target(name: str, at: Any) -> None:
+    engine = SMC(2, always=True, resample_at=at, guide=GUIDES[name])
+    assert_properly_weighted(chain, engine=engine, lm=AB, atol=ATOL)
+
+
+@dataclass(frozen=True)
+class Forgetful(SMC):
+    """The mutant: multiplies by h_t at each barrier and forgets to divide by h_{t-1}."""
+
+    keep_last: bool = False
+
+    def run(self, machine: Machine) -> Jobs:
+        population = [machine.particle(i) for i in range(self.particles)]
+        guide = Guide.of(self.guide)
+        last = np.zeros(self.particles)
+        while True:
+            yield from machine.advance(population, "site")
+            if all(p.finished for p in population):
+                break
+            logh = yield from guide.log_h(machine, population)  # type: ignore[union-attr]
+            for p, now, before in zip(population, logh, last, strict=True):
+                p.logw += now - before if self.keep_last else now
+            last = logh
+        if self.keep_last:
+            for p, before in zip(population, last, strict=True):
+                p.logw -= before
+        lw = np.array([p.log_weight for p in population])
+        history = History(self.particles)
+        history.end(lw, [p.eve for p in population])
+        return population_posterior(machine, self, population, log_mean_exp(lw), history)
+
+
+def test_a_filter_that_forgets_the_old_guide_is_rejected() -> None:
+    guide = GUIDES["probability"]
+    right = Forgetful(2, guide=guide, keep_last=True)
+    assert_properly_weighted(chain, engine=right, lm=AB, atol=ATOL)
+    with pytest.raises(LawBroken, match="not properly weighted"):
+        assert_properly_weighted(chain, engine=Forgetful(2, guide=guide), lm=AB, atol=ATOL)
+
+
+# -- exact guides --------------------------------------------------------------------------------
+
+
+def test_optimal_by_hand() -> None:
+    """h*(prefix) = Σ γ below / γ(prefix), and the largest for "max"."""
+
+    @program
+    def two() -> Any:
+        x = sample("x", Categorical({"a": 0.5, "b": 0.5}))
+        factor("f", math.log(0.3) if x == "a" else 0.0)
+        y = sample("y", Categorical({"a": 0.25, "b": 0.75}))
+        factor("g", math.log(0.2) if x == y else False)
+        return x, y
+
+    x = Entry(None, "sample", "x", "a", logp=math.log(0.5))
+    f = Entry(x, "factor", "f", math.log(0.3), logw=math.log(0.3))
+    y = Entry(f, "sample", "y", "b", logp=math.log(0.75))
+    best = Guide.optimal(two, semiring="max")
+    both = Guide.optimal(two)
+    assert both.exact and not both.admissible and best.admissible
+    for guide, whole in ((both, 0.5 * 0.3 * 0.25 * 0.2 + 0.5 * 0.75 * 0.2), (best, 0.075)):
+        assert guide(Trace(None)) == pytest.approx(math.log(whole))
+        assert guide(Trace(x)) == pytest.approx(math.log(0.3 * 0.25 * 0.2))
+        assert guide(Trace(f)) == pytest.approx(math.log(0.25 * 0.2))
+        assert guide(Trace(y)) == -math.inf  # a proof that nothing follows
+
+
+@program
+def looped() -> Any:
+    def step(state: int, t: int) -> int:
+        state = sample("s", Categorical({0: 0.7, 1: 0.3}) if state == 0 else Bernoulli(0.6)) * 1
+        observe("o", Bernoulli(0.8 if state else 0.1), t != 1)
+        return state
+
+    return loop(step, 0, n=2)
+
+
+@program
+def branches() -> Any:
+    def one(i: int) -> Any:
+        a = sample("a", Uniform([0, 1]))
+        factor("f", -0.5 * (a + i))
+        return a
+
+    total = sum(plate("p", range(2), one))
+    observe("total", Categorical({total: 0.9, 3: 0.1}), 2)
+    return total
+
+
+@program
+def dead_ends() -> Any:
+    x = sample("x", Choice("", ["a", "b"]))
+    y = sample("y", LM("", max_tokens=1))
+    factor("equal", str(x) == str(y))
+    return x
+
+
+@pytest.mark.parametrize("at", ["site", tokens(1), "factor"], ids=str)
+@pytest.mark.parametrize("fn", [chain, looped, branches, dead_ends], ids=lambda f: f.__name__)
+def test_exact_guides_change_no_target(fn: Any, at: Any) -> None:
+    """Nor where h* = 0 says that a living particle has no future."""
+    engine = SMC(2, always=True, resample_at=at, guide=Guide.optimal(fn, lm=AB))
+    assert_properly_weighted(fn, engine=engine, lm=AB, atol=ATOL)
+
+
+@pytest.mark.parametrize("fn", [chain, looped, branches, dead_ends], ids=lambda f: f.__name__)
+def test_h_star_is_a_martingale(fn: Any) -> None:
+    """E[w_t h*_t | past] = w_{t-1} h*_{t-1} on every partial trace, half-drawn strings included."""
+    guide = Guide.optimal(fn, lm=AB)
+    z = enumerate_exact(fn, lm=AB).z
+    seen: list[list[float]] = []
+
+    @dataclass(frozen=True)
+    class Watch(SMC):
+        def run(self, machine: Machine) -> Jobs:
+            population = [machine.particle(0)]
+            levels = []
+            while not population[0].finished:
+                yield from machine.advance(population, "site", 1)
+                logh = yield from guide.log_h(machine, population)
+                levels.append(population[0].log_weight + float(logh[0]))
+            seen.append(levels)
+            lw = np.array([population[0].log_weight])
+            history = History(1)
+            history.end(lw, [0])
+            return population_posterior(machine, self, population, float(lw[0]), history)
+
+    from lmppl.testing import outcomes
+
+    levels: dict[int, float] = {}
+    for probability, _ in outcomes(
+        lambda chance: infer(fn, engine=Watch(1), lm=AB, chance=chance, on_dead="return")
+    ):
+        path = seen[-1]
+        for t in range(12):  # a finished particle keeps its weight
+            levels[t] = levels.get(t, 0.0) + probability * exp(path[min(t, len(path) - 1)])
+    for mean in levels.values():
+        assert mean == pytest.approx(z, abs=ATOL)
+
+
+def test_relaxed_guides() -> None:
+    """The largest h* of a class bounds h*; the mean keeps E[h] right; one class knows nothing."""
+    exact = Guide.optimal(chain, lm=AB, semiring="max")
+    bound = Guide.relaxed(chain, lm=AB, key=len, semiring="max")
+    assert bound.admissible and not bound.exact
+    gaps = []
+
+    def look(trace: Trace) -> Any:
+        head: Entry | None = None
+        for e in trace.sites:
+            head = Entry(head, e.op, e.address, e.value, e.logp, e.logq, e.logw)
+            gaps.append(bound(Trace(head)) - exact(Trace(head)))
+
+    enumerate_exact(chain, lm=AB, of=look)
+    assert min(gaps) >= -1e-12 and max(gaps) > 0.1
+    whole = enumerate_exact(chain, lm=AB)
+    mean = Guide.relaxed(chain, lm=AB, key=lambda trace: len(trace.sites))
+    assert mean(Trace(None)) == pytest.approx(math.log(whole.z))
+    assert bound(Trace(None)) == pytest.approx(math.log(max(_traces(chain))))
+    assert Guide.relaxed(chain, lm=AB, key=lambda t: "?", semiring="max")(Trace(None)) >= bound(
+        Trace(None)
+    )
+
+
+def _traces(fn: Any) -> list[float]:
+    from lmppl.inference import Enumerate
+
+    return [exp(lw) for lw in infer(fn, engine=Enumerate(), lm=AB).log_weights.tolist()]
+
+
+# -- the figures of a backward filter (order-2 model, 65,536 strings) ------------------------------
+
+STEPS, SUM = 8, 22
+RNG = np.random.default_rng(7)
+ORDER2 = RNG.dirichlet([0.5] * 4, size=(4, 4))
+"""p(next | two before), four tokens that count 0 to 3."""
+
+
+@program
+def sums(tilt: Any = None) -> Any:
+    """The sum of eight tokens; `tilt` is h(t, a, b, total) of a proposal q ∝ p h."""
+
+    def step(carry: tuple[int, int, int], t: int) -> tuple[int, int, int]:
+        before, last, total = carry
+        p = ORDER2[before, last]
+        q = None
+        if tilt is not None:
+            h = [max(tilt(t + 1, last, k, total + k), 1e-12) for k in range(4)]
+            q = Categorical(range(4), (p * h).tolist())
+        token = sample("s", Categorical(range(4), p.tolist()), proposal=q)
+        return last, token, total + token
+
+    carry = loop(step, (0, 0, 0), n=STEPS)
+    factor("sum", carry[2] == SUM)
+    return carry[2]
+
+
+def exact_filter() -> Any:
+    """h_t(last two, total) by dynamic programming."""
+    h = np.zeros((STEPS + 1, 4, 4, 3 * STEPS + 1))
+    h[STEPS, :, :, SUM] = 1.0
+    for t in range(STEPS - 1, -1, -1):
+        for a, b, s, k in itertools.product(range(4), range(4), range(3 * t + 1), range(4)):
+            h[t, a, b, s] += ORDER2[a, b, k] * h[t + 1, b, k, s + k]
+    return h
+
+
+def bigram_filter() -> Any:
+    """The same for the bigram model that forgets the token before the last."""
+    mean = ORDER2.mean(0)
+    h = np.zeros((STEPS + 1, 4, 3 * STEPS + 1))
+    h[STEPS, :, SUM] = 1.0
+    for t in range(STEPS - 1, -1, -1):
+        for b, s, k in itertools.product(range(4), range(3 * t + 1), range(4)):
+            h[t, b, s] += mean[b, k] * h[t + 1, k, s + k]
+    return h
+
+
+def steps_taken(trace: Trace) -> list[int]:
+    return [e.value for e in trace.sites if e.op == "sample"]
+
+
+@pytest.mark.slow
+def test_backward_filters_as_guides() -> None:
+    """A bootstrap filter loses the event; a relaxed backward filter, as guide and as the proposal
+    q ∝ p h, keeps most particles; the exact one leaves no variance."""
+    h, g = exact_filter(), bigram_filter()
+
+    def exact(t: int, a: int, b: int, total: int) -> float:
+        return float(h[t, a, b, total])
+
+    def bigram(t: int, a: int, b: int, total: int) -> float:
+        return float(g[t, b, total])
+
+    def guide(filter_: Any) -> Guide:
+        def look(trace: Trace) -> float:
+            xs = [0, 0, *steps_taken(trace)]
+            return float(filter_(len(xs) - 2, xs[-2], xs[-1], sum(xs)))
+
+        return Guide(look, scale="real", floor=1e-12)
+
+    z = float(h[0, 0, 0, 0])
+    rows = {
+        "bootstrap": (None, None),
+        "bigram guide": (guide(bigram), None),
+        "bigram guide and proposal": (guide(bigram), bigram),
+        "exact guide and proposal": (guide(exact), exact),
+    }
+    sd: dict[str, float] = {}
+    print(f"\nfigure: backward filters, P(event) = {z:.3g}, N = 64, 30 runs")
+    for name, (one, tilt) in rows.items():
+        engine = SMC(particles=64, guide=one)
+        found = [infer(sums, tilt, engine=engine, seed=i, on_dead="return") for i in range(30)]
+        ratios = np.array([exp(post.log_evidence) / z for post in found])
+        sd[name] = float(ratios.std(ddof=1))
+        ess = float(np.mean([post.ess for post in found])) / 64
+        print(f"  {name}: ESS/N {ess:.3f}, mean of Z^/Z {ratios.mean():.4f}, its sd {sd[name]:.4f}")
+        if tilt is not None:  # false alarms: 1e-6
+            assert abs(ratios.mean() - 1.0) < 4.9 * sd[name] / math.sqrt(30) + 1e-9
+    assert sd["exact guide and proposal"] < 1e-9
+    assert sd["bigram guide and proposal"] < sd["bigram guide"] < sd["bootstrap"]
+
+
+# -- the object ----------------------------------------------------------------------------------
+
+
+def test_jobs_of_a_guide_are_batched_and_counted() -> None:
+    before = AB.usage.passes
+    guide = Guide.reward(Reward.yes_no("{text}", yes="a", no="b"), at="x")
+
+    @program
+    def word() -> Any:
+        x = sample("x", Uniform(["a", "b"]))
+        return x, sample("y", Uniform(["a", "b"]))
+
+    post = infer(word, engine=SMC(8, always=True, guide=guide), lm=AB, seed=0)
+    assert post.ledger.reward_calls == 8
+    assert post.ledger.passes == AB.usage.passes - before == 1
+
+    asked: list[int] = []
+
+    def batch(traces: list[Trace]) -> list[float]:
+        asked.append(len(traces))
+        return [0.0] * len(traces)
+
+    infer(word, engine=SMC(8, always=True, guide=Guide(batch, batched=True)), seed=0)
+    assert asked == [8]
+
+
+def test_what_a_guide_sees_of_a_string() -> None:
+    met: list[SoFar] = []
+
+    def look(trace: Trace) -> float:
+        if "x" in trace or "x" in trace.partial:
+            met.append(trace.so_far("x"))
+        return 0.0
+
+    infer(chain, engine=SMC(4, always=True, resample_at=tokens(1), guide=look), lm=AB, seed=1)
+    half = [text for text in met if not text.finished]
+    whole = [text for text in met if text.finished]
+    assert half and whole
+    assert all(text.token_ids is not None and len(text) == len(text.token_ids) for text in half)
+    assert {len(text) for text in half} == {1}
+    trace = infer(chain, engine=SMC(2), lm=AB).traces[0]
+    assert trace.so_far("x") == trace["x"] and trace.so_far("x").finished
+    with pytest.raises(KeyError):
+        trace.so_far("nowhere")
+
+
+def test_branches_are_seen() -> None:
+    met: set[str] = set()
+
+    def look(trace: Trace) -> float:
+        met.update(trace)
+        return 0.0
+
+    class Spy(SMC):
+        def run(self, machine: Machine) -> Jobs:
+            p = machine.particle(0)
+            yield from machine.advance([p], "site")
+            assert {"p[0]/a", "p[1]/a"} <= set(partial_trace(p))
+            p.strand.kill()
+            return (yield from super().run(machine))
+
+    infer(branches, engine=Spy(2, guide=look), seed=0, on_dead="return")
+    assert {"p[0]/a", "p[0]/f", "p[1]/f"} <= met
+
+
+def test_check_guide_takes_guides() -> None:
+    low, high = check_guide(GUIDES["probability"], chain, lm=AB)
+    assert low < high < 0.0
+
+
+def test_potentials_and_their_value() -> None:
+    """The same model as a target and as the guide that looks ahead to it."""
+    prm = Reward.of(lambda text: (1 + text.count("a")) / (2 + len(text)), name="prm")
+    rewarded = potentials.apply(chain, Prefix(prm, link="ratio"))
+    engine = SMC(2, always=True, guide=Guide.value(Value(prm, link="ratio")))
+    assert_properly_weighted(
+        rewarded, engine=dataclasses.replace(engine, always=False), lm=AB, atol=ATOL
+    )
+    said = engine.target(rewarded)
+    assert "γ(trace) includes prm_T" in said and "h = prm_t" in said
+
+
+BAD: list[tuple[Any, str]] = [
+    (lambda: Guide(3), "must be a function of a partial trace"),  # type: ignore[arg-type]
+    (lambda: Guide(len, semiring="min"), "semiring must be one of"),
+    (lambda: Guide(len, scale="probability"), "scale must be one of"),
+    (lambda: Guide(len, admissible=True), "bounds the best completion"),
+    (lambda: Guide(len, batched=True, steps=True), "exclude each other"),
+    (lambda: Guide(len, floor=-1.0), "floor must be"),
+    (lambda: Guide.value(Prefix(len, link="ratio")), "needs a potentials.Value"),
+    (lambda: SMC(guide=3), "must be a function of a partial trace"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_arguments(make: Any, message: str) -> None:
+    with pytest.raises(BadArgument, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (lambda t: -math.inf, "gave zero to a particle that is alive"),
+        (Guide(lambda t: 0.0, scale="prob"), "gave zero to a particle that is alive"),
+        (Guide(lambda t: 1.5, scale="prob"), "must return a probability"),
+        (Guide(lambda t: -0.5, scale="real"), "a number ≥ 0"),
+        (Guide(lambda t: [0.0], batched=True), "1 numbers for 2 traces"),
+        (lambda t: math.nan, "guide"),
+        (lambda t: None, "guide"),
+    ],
+)
+def test_bad_values(guide: Any, message: str) -> None:
+    with pytest.raises(LmpplError, match=message):
+        infer(chain, engine=SMC(2, always=True, guide=guide), lm=AB)
