@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # One thread for each BLAS call: two that fight for the cores make small products far slower.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-all lint format types public-names bench docs clean
+.PHONY: help demo test test-all lint format types public-names bench peers docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test        install, lint, types, every test that is not slow"
 	@echo "make test-all    the same with the slow statistical tests"
 	@echo "make bench       the measured figures"
+	@echo "make peers       the comparison with other packages, in an environment of its own"
 	@echo "make docs        build the documentation into site/"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make clean       remove the environment, caches and builds"
@@ -57,9 +58,16 @@ public-names: $(STAMP)
 bench: $(STAMP)
 	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
+# Other packages beside ours, in an environment of their own; no part of the suite.
+peers:
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet its-hub==1.2.0 treequest==0.3.3
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	@set -e; for file in tests/peers/*.py; do echo "== $$file"; $(THREADS) .venv-peers/bin/python $$file; done
+
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-peers build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find lmppl inference graphs examples tests -name __pycache__ -type d -prune -exec rm -rf {} +

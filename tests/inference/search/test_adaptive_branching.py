@@ -80,7 +80,8 @@ def test_ab_mcts_reaches_most_of_the_better_fixed_strategy(task: Task) -> None:
 def test_the_other_posteriors(task: Task) -> None:
     """Beta reaches 85 % on both; the mixed model stays behind where refining spoils."""
     assert share_of_better(lambda s: ABMCTS_A(seed=s, prior=BetaPrior()), task, 64, 40) >= 0.85
-    assert share_of_better(lambda s: ABMCTS_M(seed=s), task, 64, 20) >= 0.75
+    mixed = share_of_better(lambda s: ABMCTS_M(seed=s), task, 64, 20)
+    assert mixed >= (0.85 if task is levelling else 0.65)
 
 
 @pytest.mark.parametrize("task", [climbing, sliding, levelling, spoiling])
