@@ -193,7 +193,7 @@ class Adaptive(Engine):
     """Adaptive self-consistency: plain draws until the leading answer is clear.
 
     Args:
-        particles: the most that are drawn.
+        particles: the most that are drawn, in whole batches.
         rule: "beta" (adaptive consistency: the leader is ahead with probability `level`), "certainty"
             (Certaindex: (log n - H) / log n ≥ level) or "window" (early-stopping self-consistency: all
             answers of a batch are equal).
@@ -222,11 +222,6 @@ class Adaptive(Engine):
                 f'rule must be "beta", "certainty" or "window", got {self.rule!r}',
                 fix="give Sequential a rule of your own",
             )
-        if self.particles % self.batch:
-            raise BadArgument(
-                f"batch={self.batch} does not divide particles={self.particles}",
-                fix="write particles=40, batch=4",
-            )
         _ = self.sequential
 
     @property
@@ -238,9 +233,9 @@ class Adaptive(Engine):
         elif self.rule == "window":
             rule = Threshold("last_entropy", at_most=0.0)
         return Sequential(
-            Forward(self.batch),
+            Forward(min(self.batch, self.particles)),
             rule,
-            most=self.particles // self.batch,
+            most=max(1, self.particles // self.batch),
             growth=self.growth,
             key=self.key,
         )

@@ -265,9 +265,11 @@ def test_doubling_preset() -> None:
     engine = Adaptive(particles=32, level=0.75, batch=2, growth=2)
     sizes = {len(infer(coin, 0.6, engine=engine, seed=s)) for s in range(30)}
     assert sizes <= {2, 4, 8, 16, 32} and len(sizes) > 2
+    assert len(infer(coin, 0.5, engine=Adaptive(particles=7, level=0.999, batch=2))) == 6
+    assert len(infer(coin, 0.5, engine=Adaptive(particles=1, batch=4))) == 1
 
 
-@pytest.mark.parametrize("options", [{"rule": "luck"}, {"batch": 3}, {"level": 1.5}])
+@pytest.mark.parametrize("options", [{"rule": "luck"}, {"batch": 0}, {"level": 1.5}])
 def test_bad_presets(options: dict[str, Any]) -> None:
     with pytest.raises(BadArgument):
         Adaptive(**options)
