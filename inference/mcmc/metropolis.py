@@ -5,7 +5,7 @@
 
 Chains run side by side and share batches. The evidence is the filter's: as for particle Gibbs, the
 chain is properly weighted with it from its first state on. See `lmppl.inference.mcmc.trace_mh` for
-the proposals and their ratio.
+their ratio.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.mcmc.chain import chain_posterior, check_count
-from lmppl.inference.mcmc.trace_mh import Barriers, Proposal, SingleSite
+from lmppl.inference.mcmc.proposals import SingleSite
+from lmppl.inference.mcmc.trace_mh import Barriers, Proposal
 from lmppl.inference.paths import forced, script_of
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import population_posterior

@@ -14,8 +14,9 @@ A proposal makes x' from x by running the program from one of x's barriers with 
 K counts what the proposal chose among. A kept value is scored where its context may have changed,
 and drawn anew where the law it is drawn from scores no given text (top-p, a regex). An inference
 inside the program after the barrier is run again: its draws are part of the trace, and proposed
-from their own law. Every move leaves γ / Z invariant; inside a filter, at time t, it leaves the
-intermediate target γ_t · h invariant, and particles keep their weight w · h.
+from their own law. Every move leaves γ / Z invariant. Inside a filter, at time t, it leaves the
+intermediate target γ_t · h of the unfinished traces invariant, and particles keep their weight w · h:
+finished ones stay, since whether they were moved would depend on the other particles.
 
 References: Green, Reversible jump Markov chain Monte Carlo (1995); Wingate, Stuhlmüller and
 Goodman, Lightweight implementations of probabilistic programming languages (2011); moves inside
@@ -24,10 +25,8 @@ filters, Gilks and Berzuini (2001).
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ import numpy as np
 from lmppl.errors import BadArgument
 from lmppl.inference.answers import Stop
 from lmppl.inference.guide import AnyGuide, Guide
-from lmppl.inference.mcmc.chain import accepts, check_count
+from lmppl.inference.mcmc.chain import accepts
 from lmppl.inference.particles import Particle
 from lmppl.inference.paths import (
     Given,
@@ -43,15 +42,15 @@ from lmppl.inference.paths import (
     Script,
     drawing,
     grown,
-    history,
     log_gamma,
+    root,
     sampled,
     script_of,
 )
 from lmppl.inference.population import Jobs, Machine
-from lmppl.random import draw, fold
-from lmppl.trace import Entry, Trace
-from lmppl.types import Key
+from lmppl.random import fold
+from lmppl.trace import Entry
+from lmppl.types import Ints, Key
 from lmppl.weights import NEG_INF
 
 
@@ -136,6 +135,10 @@ class Proposal:
             accepted += len(found)
         return now, runners, accepted
 
+    def begin(self, machine: Machine, population: list[Particle]) -> Paths:
+        """Follow the particles of a filter, to move them (`SMC(rejuvenate=...)`)."""
+        return Paths(self, machine, population)
+
     def _step(
         self, machine: Machine, now: list[Node], key: Key, barriers: Barriers, guide: Guide | None
     ) -> Jobs:
@@ -144,6 +147,8 @@ class Proposal:
         runs: dict[int, tuple[Node, Particle]] = {}
         # Propose
         for i, x in enumerate(now):
+            if x.state.dead or (barriers.until is not None and x.state.finished):
+                continue
             plan = yield from self.plan(machine, x, fold(key, "plan", i))
             if plan is not None:
                 plans[i] = plan
@@ -163,7 +168,8 @@ class Proposal:
             plan = plans[i]
             del script.given[p]
             ratio = NEG_INF
-            if not p.dead:
+            ended = barriers.until is not None and p.finished
+            if not (p.dead or ended):
                 ratio = yield from self._log_ratio(machine, script, now[i], new, plan)
                 ratio += logh.get(i, 0.0)
             if accepts(machine, fold(key, "accept", i), ratio):
@@ -200,8 +206,8 @@ class Proposal:
         back, covered = yield from self.reverse(machine, Move(old, new, plan, before, after))
         if back == NEG_INF:
             return NEG_INF
-        forth = plan.log_choice + _drawn(new.state, after, start.keys() | used)
-        back += _drawn(old.state, before, start.keys() | (used & after.keys()) | set(covered))
+        forth = plan.log_choice + drawn(new.state, after, start.keys() | used)
+        back += drawn(old.state, before, start.keys() | (used & after.keys()) | set(covered))
         return log_gamma(new.state) - log_gamma(old.state) + back - forth
 
 
@@ -209,167 +215,52 @@ def _moves(at: Node, p: Particle, barriers: Barriers) -> bool:
     return not p.finished and (barriers.until is None or at.depth < barriers.until)
 
 
-def _drawn(p: Particle, sites: Mapping[str, Entry], kept: Collection[str]) -> float:
+def drawn(p: Particle, sites: Mapping[str, Entry], kept: Collection[str]) -> float:
     """Σ log q of what was drawn and is not kept."""
     total = sum(e.logq for a, e in sites.items() if a not in kept)
     return float(total) + sum(job.state.logq for job in drawing(p))
 
 
-# -- the proposals -------------------------------------------------------------------------------
+class Paths:
+    """The paths of a filter's population, which moves them at its barriers."""
 
+    def __init__(
+        self, proposal: Proposal, machine: Machine, population: Sequence[Particle]
+    ) -> None:
+        """They start at the root."""
+        self.proposal = proposal
+        self.machine = machine
+        self.nodes = [root(machine, p.key) for p in population]
+        script_of(machine)  # it must know the laws of all sites
 
-def _free(sites: Mapping[str, Entry]) -> list[str]:
-    """Sites that could have had another value."""
-    return [a for a, e in sites.items() if e.logq != 0.0]
+    def grow(self, population: list[Particle]) -> None:
+        """Note where every particle is, at a barrier."""
+        for i, p in enumerate(population):
+            if not self.nodes[i].state.finished:
+                self.nodes[i] = grown(self.machine, p, self.nodes[i])
 
-
-def _pick(machine: Machine, key: Key, n: int) -> int:
-    return draw(machine.env.chance, key, [0.0] * n)
-
-
-@dataclass(frozen=True)
-class SingleSite(Proposal):
-    """Draw one site anew from the law it is drawn from, and keep the rest.
-
-    Args:
-        steps: moves of a trace, each with a site of its own.
-    """
-
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_count("steps", self.steps, 1)
-
-    def plan(self, machine: Machine, x: Node, key: Key) -> Jobs:
-        """A site, and the barrier before it."""
-        sites = sampled(x.state)
-        names = _free(sites)
-        if not names:
-            return None
-        name = names[_pick(machine, fold(key, "site"), len(names))]
-        begin = last_without(x, {name})
-        given = Given({a: e.value for a, e in sites.items()}, anew=(name,))
-        return Plan(begin, given, -math.log(len(names)), name)
-        yield
-
-    def reverse(self, machine: Machine, move: Move) -> Jobs:
-        """The same site, among those of x'."""
-        names = _free(move.after)
-        if move.plan.context not in move.plan.given.fresh or move.plan.context not in names:
-            return NEG_INF, ()
-        return -math.log(len(names)), ()
-        yield
-
-
-@dataclass(frozen=True)
-class Suffix(Proposal):
-    """Keep the trace up to one of its barriers, and draw the rest anew.
-
-    Args:
-        steps: moves of a trace.
-    """
-
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_count("steps", self.steps, 1)
-
-    def check(self, barriers: Barriers) -> None:
-        """It works with all of them."""
-
-    def plan(self, machine: Machine, x: Node, key: Key) -> Jobs:
-        """A barrier."""
-        if x.depth == 0:
-            return None
-        depth = _pick(machine, fold(key, "barrier"), x.depth)
-        return Plan(history(x)[depth], Given({}), -math.log(x.depth))
-        yield
-
-    def reverse(self, machine: Machine, move: Move) -> Jobs:
-        """The same barrier, among those of x'."""
-        return -math.log(move.new.depth), ()
-        yield
-
-
-@dataclass(frozen=True)
-class Block(Proposal):
-    """Draw several sites by a program of their own, such as a prompt that revises an answer.
-
-    Args:
-        program: takes the present trace; each of its sample sites proposes the value of the site
-            of that address. Its draws are scored, so that the way back can be weighed.
-        steps: moves of a trace.
-
-    >>> from lmppl import Bernoulli, program, sample
-    >>> @program
-    ... def flip(trace):
-    ...     sample("heads", Bernoulli(0.9 if not trace["heads"] else 0.1))
-    >>> Block(flip).steps
-    1
-    """
-
-    program: Callable[[Trace], Any]
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        check_count("steps", self.steps, 1)
-        if not callable(self.program):
-            raise BadArgument(
-                "Block needs a program of the present trace", fix="write Block(revise)"
-            )
-
-    def plan(self, machine: Machine, x: Node, key: Key) -> Jobs:
-        """Values, by the program at x."""
-        sites = sampled(x.state)
-        found: dict[str, Entry] | None = yield from self._propose(machine, x, key, None)
-        if not found:
-            return None
-        begin = last_without(x, found.keys())
-        values = {a: e.value for a, e in sites.items()} | {a: e.value for a, e in found.items()}
-        return Plan(begin, Given(values), _drawn(x.state, found, ()), frozenset(found))
-
-    def reverse(self, machine: Machine, move: Move) -> Jobs:
-        """The old values, by the program at x'."""
-        old = {a: e.value for a, e in move.before.items()}
-        if not move.plan.context <= move.plan.given.used:
-            return NEG_INF, ()
-        found = yield from self._propose(machine, move.new, fold(machine.key, "reverse"), old)
-        if found is None:
-            return NEG_INF, ()
-        for address in (move.before.keys() & move.after.keys()) - found.keys():
-            if not _equal(move.before[address].value, move.after[address].value):
-                return NEG_INF, ()
-        return sum(e.logq for e in found.values()), frozenset(found)
-
-    def _propose(
-        self, machine: Machine, x: Node, key: Key, values: Mapping[str, Any] | None
-    ) -> Jobs:
-        """The sites of a run of the proposal at x; None where it cannot have these values."""
-        inner = Machine(self.program, (x.trace,), {}, machine.env, key)
-        inner.ledger = machine.ledger
-        inner.launch.models, inner.launch.chance = machine.launch.models, machine.launch.chance
-        p = inner.particle(0)
-        if values is not None:
-            script_of(inner).given[p] = Given(values, strict=True)
-        yield from inner.advance([p], "end")
-        return None if p.dead else sampled(p)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return bool(np.all(a == b))
-
-
-def last_without(x: Node, addresses: Collection[str]) -> Node:
-    """The last node of a path before any of some sites."""
-    nodes = history(x)
-    low, high = 0, len(nodes) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sampled(nodes[middle].state).keys().isdisjoint(addresses):
-            low = middle
-        else:
-            high = middle - 1
-    return nodes[low]
+    def move(
+        self, population: list[Particle], ancestors: Ints | None, key: Key, stop: Stop, limit: int | None,
+        until: int, guide: Guide | None,
+    ) -> Jobs:  # fmt: skip
+        """Move the unfinished ones, each with its weight times guide kept."""
+        if ancestors is not None:
+            self.nodes = [self.nodes[a] for a in ancestors.tolist()]
+        before = np.zeros(len(population))
+        if guide is not None:
+            before = yield from guide.log_h(self.machine, population)
+        self.nodes, runners, _ = yield from self.proposal.move(
+            self.machine, self.nodes, key, Barriers(stop, limit, until), guide
+        )
+        moved = [p if q is None else q for p, q in zip(population, runners, strict=True)]
+        after = np.zeros(len(population))
+        if guide is not None:
+            after = yield from guide.log_h(self.machine, moved)
+        gains = (before - after).tolist()
+        for old, new, gain in zip(population, moved, gains, strict=True):
+            if new is not old:
+                # log_weight counts half-drawn strings beside logw
+                new.logw += old.log_weight + gain - new.log_weight
+                new.eve = old.eve
+                old.strand.kill()
+        return moved

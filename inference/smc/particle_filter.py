@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,8 +36,9 @@ from lmppl.inference.particles import Particle
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import History, population_posterior
 from lmppl.inference.smc.resampling import Scheme, scheme
+from lmppl.inference.smc.temper import Temper
 from lmppl.random import fold
-from lmppl.types import Floats, Ints
+from lmppl.types import Floats, Ints, Key
 from lmppl.weights import ess, log_mean_exp, normalize
 
 
@@ -55,6 +56,27 @@ class tokens:  # noqa: N801
             )
 
 
+class Moving(Protocol):
+    """The paths of a population that is rejuvenated."""
+
+    def grow(self, population: list[Particle]) -> None:
+        """Note where every particle is, at a barrier."""
+
+    def move(
+        self, population: list[Particle], ancestors: Ints | None, key: Key, stop: Stop, limit: int | None,
+        until: int, guide: Guide | None,
+    ) -> Jobs:  # fmt: skip
+        """Move the offspring; the population after that."""
+
+
+@runtime_checkable
+class Rejuvenation(Protocol):
+    """Moves that leave the intermediate target invariant: `lmppl.inference.mcmc.trace_mh`."""
+
+    def begin(self, machine: Machine, population: list[Particle]) -> Moving:
+        """Follow the paths of a new population."""
+
+
 @dataclass(frozen=True)
 class SMC(Engine):
     """Sequential Monte Carlo.
@@ -68,6 +90,9 @@ class SMC(Engine):
         guide: a `Guide`, or a function that gives log h of a partial `Trace`, finite wherever the
             particle is alive.
         always: resample at every barrier.
+        temper: a `Temper`: ancestors by w^{1/T} while few particles carry the weight.
+        rejuvenate: moves of every unfinished particle at every barrier, such as `SingleSite()` or
+            `Suffix()`: they leave the intermediate target invariant, and part equal particles.
 
     >>> from lmppl import Bernoulli, factor, program, sample
     >>> from lmppl.inference import infer
@@ -87,6 +112,8 @@ class SMC(Engine):
     resample_at: str | tokens = "site"
     guide: AnyGuide | None = None
     always: bool = False
+    temper: Temper | None = None
+    rejuvenate: Rejuvenation | None = None
     _scheme: Scheme = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +130,15 @@ class SMC(Engine):
                 fix='write resample_at="factor", or resample_at=tokens(8)',
             )
         Guide.of(self.guide)
+        if not (self.temper is None or isinstance(self.temper, Temper)):
+            raise BadArgument(
+                f"temper must be a Temper, got {self.temper!r}", fix='write temper=Temper("ess")'
+            )
+        if not (self.rejuvenate is None or isinstance(self.rejuvenate, Rejuvenation)):
+            raise BadArgument(
+                f"rejuvenate={self.rejuvenate!r} moves no particles",
+                fix="write rejuvenate=SingleSite(steps=2)",
+            )
         object.__setattr__(self, "_scheme", scheme(self.resampling))
 
     def target(self, program: Any = None) -> str:
@@ -129,11 +165,15 @@ class SMC(Engine):
         if self.ess_threshold == 0.0 and not self.always:
             stop, limit = "end", None
         guide = Guide.of(self.guide)
+        paths = None if self.rejuvenate is None else self.rejuvenate.begin(machine, population)
         step = 0
         while True:
             # Propagate and reweight
             yield from machine.advance(population, stop, limit)
-            machine.look_ahead(population)
+            if paths is None:  # what a path was at a barrier must not depend on the others
+                machine.look_ahead(population)
+            else:
+                paths.grow(population)
             lw = np.array([p.log_weight for p in population])
             if all(p.finished for p in population):
                 break
@@ -144,10 +184,19 @@ class SMC(Engine):
             ancestors: Ints | None = None
             if size > 0 and (self.always or (size < self.ess_threshold * n)):
                 # Resample
+                r = v if self.temper is None else v / self.temper.temperature(v, step + 1)
                 ancestors = self._scheme(
-                    normalize(v), fold(machine.key, "resample", step), machine.env.chance
+                    normalize(r), fold(machine.key, "resample", step), machine.env.chance
                 )
-                population = offspring(machine, population, ancestors, lw, v, step)
+                used = v if self.temper is not None and self.temper.biased else r
+                population = offspring(machine, population, ancestors, lw, used, step)
+            if paths is not None and size > 0:
+                # Move: at every barrier, since K leaves γ_t invariant on average over all
+                # populations, and not over those alone that were resampled
+                population = yield from paths.move(
+                    population, ancestors, fold(machine.key, "rejuvenate", step), stop, limit,
+                    step + 1, guide,
+                )  # fmt: skip
             history.record(size, log_mean_exp(lw), ancestors, [p.eve for p in population])
             step += 1
         history.end(lw, [p.eve for p in population])
