@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmppl.chat import Chat
-from lmppl.context import Message
 from lmppl.errors import BadArgument, excerpt
 from lmppl.frames import is_async
 from lmppl.handlers import Handler
@@ -27,6 +26,7 @@ from lmppl.inference.importance import Importance
 from lmppl.inference.learning.em import Fit, MStep, em, refit
 from lmppl.inference.learning.texts import arguments
 from lmppl.inference.runs import agrees
+from lmppl.messages import Message
 from lmppl.mixture import Mixture
 from lmppl.primitives import factor
 from lmppl.strings import LM, StringDistribution

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lmppl.choice import MANY, Choice
-from lmppl.context import Message, local
+from lmppl.context import local
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, excerpt
 from lmppl.handlers import Handler
@@ -20,6 +20,7 @@ from lmppl.inference.posterior import Posterior
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.endings import Ending, canonical_endings, own_endings
 from lmppl.lm.generate import StringLaw
+from lmppl.messages import Message
 from lmppl.messengers import placed
 from lmppl.program import ProgramFunction
 from lmppl.strings import LM, StringDistribution
