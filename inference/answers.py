@@ -21,17 +21,17 @@ from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 from lmppl.borders import border_warning, site_of
-from lmppl.context import Message
 from lmppl.distributions import after, score_or_zero
 from lmppl.errors import LmpplError, excerpt
 from lmppl.inference.faults import Faults
 from lmppl.inference.particles import Particle
 from lmppl.jobs import Batch, Draw, Effect, Env, Generate, Job, Score
 from lmppl.ledger import Ledger
+from lmppl.messages import Message
 from lmppl.messengers import placed
+from lmppl.proposals import check_proposal
 from lmppl.random import fold_half, half
 from lmppl.strands import Strand
-from lmppl.strings import check_proposal
 from lmppl.text import Text
 from lmppl.trace import Entry
 from lmppl.types import Key

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from lmppl.context import Awaited, Context, Message, local
+from lmppl.context import Awaited, Context, local
 from lmppl.eager import EagerContext
 from lmppl.handlers import using
 from lmppl.inference.population import Jobs
 from lmppl.inference.posterior import Posterior
 from lmppl.inference.scheduler import drive
+from lmppl.messages import Message
 from lmppl.random import Chance, fold
 from lmppl.strands import FrameContext
 from lmppl.types import Key

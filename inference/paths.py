@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lmppl.choice import Choice
-from lmppl.context import Message
 from lmppl.distributions import Categorical, Distribution, after, gather
 from lmppl.errors import BadArgument, LmpplError
 from lmppl.inference.particles import Particle
 from lmppl.inference.population import Jobs, Machine
 from lmppl.jobs import Draw, Generate
+from lmppl.messages import Message
 from lmppl.messengers import placed
 from lmppl.mixture import Mixture
 from lmppl.numpyro import NumPyro

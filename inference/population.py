@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, TypeAlias
 
-from lmppl.context import Message
 from lmppl.errors import BadArgument, LmpplError, ReplayDivergence, SiteError
 from lmppl.frames import driver
 from lmppl.inference.answers import Answers, Stop
 from lmppl.inference.particles import Particle, fork_particle
 from lmppl.jobs import Effect, Env, Generate, Job
 from lmppl.ledger import Ledger
+from lmppl.messages import Message
 from lmppl.random import fold, fold_half, half
 from lmppl.strands import Launch, Strand
 from lmppl.trace import Entry

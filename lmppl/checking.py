@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.context import Message, local
+from lmppl.context import local
 from lmppl.distributions import fingerprint_of
 from lmppl.eager import EagerContext
 from lmppl.errors import LmpplError, ReplayDivergence
 from lmppl.frames import Frame, driver, is_async
 from lmppl.jobs import Effect, run_lm_jobs
 from lmppl.lm.load import as_models
+from lmppl.messages import Message
 from lmppl.program import check_program
 from lmppl.random import GumbelMax, fold
 from lmppl.strands import Launch, Strand

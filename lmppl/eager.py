@@ -9,15 +9,16 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from lmppl import context
-from lmppl.context import Context, Message, check_awaited, local
+from lmppl.context import Context, check_awaited, local
 from lmppl.distributions import score_or_zero
 from lmppl.errors import LmpplWarning
 from lmppl.frames import is_async, run_coroutine
 from lmppl.jobs import Env, run_now
 from lmppl.ledger import Ledger
+from lmppl.messages import Message
 from lmppl.outside import run_here
+from lmppl.proposals import check_proposal
 from lmppl.random import Chance, GumbelMax, fold
-from lmppl.strings import check_proposal
 from lmppl.text import Text
 from lmppl.trace import Entry, Trace
 from lmppl.types import Key

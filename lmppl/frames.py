@@ -21,9 +21,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from lmppl.context import Message, ParticleKilled, local
+from lmppl.context import ParticleKilled, local
 from lmppl.errors import BadArgument, BadProgram, LmpplWarning, WrongContext
 from lmppl.lines import caller, user_line
+from lmppl.messages import Message
 from lmppl.strands import FrameContext, Strand
 from lmppl.torch_modes import Held, Modes, leave, modes
 from lmppl.trace import Entry, tape

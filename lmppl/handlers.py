@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
-from lmppl.context import Message, local
+from lmppl.context import local
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, NoActiveProgram, UnusedCondition, excerpt
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.load import as_models
+from lmppl.messages import Message
 from lmppl.messengers import DataHandler, Handler, placed, wrapped
 from lmppl.program import ProgramFunction, plain_key
 from lmppl.random import fold

@@ -6,9 +6,10 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from lmppl.context import Message, local
+from lmppl.context import local
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, excerpt
+from lmppl.messages import Message
 from lmppl.program import ProgramFunction, plain_key
 from lmppl.text import Text
 

@@ -23,12 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lmppl.context import Message, local
+from lmppl.context import local
 from lmppl.distributions import gather
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, excerpt
 from lmppl.jobs import Env, Step
 from lmppl.links import Link, check_aggregate, check_link, formula, log_psi
+from lmppl.messages import Message
 from lmppl.messengers import Handler
 from lmppl.program import plain_key
 from lmppl.rewards import Reward

@@ -17,9 +17,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from lmppl.context import Context, Message, current, local
+from lmppl.context import Context, current, local
 from lmppl.distributions import KNOWN, as_distribution
 from lmppl.errors import BadArgument, BadProgram, excerpt
+from lmppl.messages import Message
 from lmppl.values import freeze
 
 Thunks = Generator[Callable[[], Any], Any, Any]

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from lmppl.context import Context, Message, check_awaited, check_replay
+from lmppl.context import Context, check_awaited
 from lmppl.errors import ReplayDivergence
 from lmppl.lines import caller
+from lmppl.messages import Message, check_replay
 from lmppl.trace import Entry
 
 if TYPE_CHECKING:

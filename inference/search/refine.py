@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmppl.context import Message
 from lmppl.errors import BadArgument, excerpt
 from lmppl.inference.base import Engine
 from lmppl.inference.checks import check_call
@@ -39,6 +38,7 @@ from lmppl.inference.search.results import ResultTree
 from lmppl.inference.search.wider_deeper import WiderDeeper
 from lmppl.jobs import Env
 from lmppl.lm.load import as_models
+from lmppl.messages import Message
 from lmppl.random import fold
 from lmppl.strands import Launch, Strand
 from lmppl.trace import Trace

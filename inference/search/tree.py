@@ -18,7 +18,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from lmppl.context import Message
 from lmppl.distributions import Distribution, after, score_or_zero
 from lmppl.errors import NotFinite
 from lmppl.inference.guide import AnyGuide, Guide, run_steps
@@ -27,6 +26,7 @@ from lmppl.inference.population import Machine
 from lmppl.inference.search.nodes import WAITING, Node, Request, distinct, waiting
 from lmppl.jobs import Draw, Env, Job
 from lmppl.lm.load import as_models
+from lmppl.messages import Message
 from lmppl.random import fold
 from lmppl.strands import Strand
 from lmppl.strings import StringDistribution
