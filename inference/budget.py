@@ -212,10 +212,13 @@ def fit_size(
     n = min(met, key=lambda k: (abs(met[k] - budget.amount), k))
     chosen = with_size(spec, n)
     note = ""
-    if met[n] > 1.25 * budget.amount:
+    flat = len(points) > 1 and max(points.values()) <= 1.02 * min(points.values())
+    if abs(met[n] - budget.amount) > 0.1 * budget.amount and flat:
+        note = "its spend does not follow its size"
+    elif met[n] > 1.25 * budget.amount:
         note = f"the least that it can spend is above the budget ({name}={n})"
-    elif met[n] < 0.75 * budget.amount:
-        note = "its spend does not follow its size" if n < MOST_SIZE else f"{name} is cut at {n:,}"
+    elif n == MOST_SIZE and met[n] < budget.amount:
+        note = f"{name} is cut at {n:,}"
     return Sized(spec.text, chosen.text, str(budget), n, met[n], sorted(points.items()), note)
 
 

@@ -123,10 +123,10 @@ def _costs(record: ResultRecord) -> tuple[float, float, float]:
 
 def _efficient(line: Line, others: Sequence[Line]) -> bool:
     mine = line.accuracy
-    if mine is None:
+    if mine is None or line.failed == line.questions:
         return False
     for other in others:
-        theirs = other.accuracy
+        theirs = None if other.failed == other.questions else other.accuracy
         if theirs is not None and other.tokens <= line.tokens and theirs >= mine:
             if other.tokens < line.tokens or theirs > mine:
                 return False

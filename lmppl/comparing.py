@@ -280,7 +280,10 @@ def _show(
     for line in found:
         if line.note:
             print(f"{line.engine}: {line.note}")
-    for p in compared[:SHOWN_PAIRS]:
+    shown = compared
+    if len(compared) > SHOWN_PAIRS:  # the clearest ones
+        shown = sorted(compared, key=lambda p: (p.holm, -abs(p.pair.difference)))[:SHOWN_PAIRS]
+    for p in shown:
         print(
             f"{p.first} against {p.second} on {p.pair.n:,} questions: {p.pair.difference:+.3f} "
             f"({p.pair.low:+.3f} to {p.pair.high:+.3f}), {p.pair.wins} to {p.pair.losses}, "

@@ -159,6 +159,16 @@ def test_failed_questions_count_as_wrong(invoke: Invoke) -> None:
     assert "failed: q1 (" in done.stdout
 
 
+def test_an_engine_that_always_fails_is_on_no_frontier(invoke: Invoke) -> None:
+    Path("toy.py").write_text(PROGRAM.replace("    observe(", "    1 / 0\n    observe("))
+    done = invoke(*COMPARE, "--engines", "greedy,smc:particles=9", "--budget", "tokens=40")
+    assert done.exit_code == 1
+    assert "smc:particles=9: every probe failed: runs at the size that was asked" in done.stdout
+    assert not any(
+        e["frontier"] for e in json.loads(Path("out/compare.json").read_text())["engines"]
+    )
+
+
 def test_without_matplotlib(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = invoke(*COMPARE, "--engines", "greedy,smc", "--budget", "tokens=20")
