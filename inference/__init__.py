@@ -4,7 +4,9 @@
 finite program, `Enumerate` is exact.
 """
 
+from lmppl.inference.allocation.adaptive import infer_adaptive
 from lmppl.inference.base import Engine, ainfer, infer, infer_many, infer_stream
+from lmppl.inference.decisions import Decision, decide
 from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.estimates import Estimate, Interval, Marginal
 from lmppl.inference.forward import Forward, Greedy
@@ -25,6 +27,7 @@ from lmppl.inference.search.stepwise import StepGreedy
 from lmppl.inference.search.submodular import submodular_pick
 from lmppl.inference.search.wider_deeper import WiderDeeper
 from lmppl.inference.smc.particle_filter import SMC, tokens
+from lmppl.inference.stopping.sequential import Adaptive, Sequential
 
 __all__ = [
     "ABMCTS",
@@ -34,8 +37,10 @@ __all__ = [
     "MCTS",
     "SMC",
     "AStar",
+    "Adaptive",
     "Beam",
     "BestFirst",
+    "Decision",
     "Engine",
     "Enumerate",
     "Estimate",
@@ -50,10 +55,13 @@ __all__ = [
     "Marginal",
     "Posterior",
     "Rejection",
+    "Sequential",
     "StepGreedy",
     "WiderDeeper",
     "ainfer",
+    "decide",
     "infer",
+    "infer_adaptive",
     "infer_many",
     "infer_stream",
     "submodular_pick",
