@@ -234,7 +234,7 @@ def measure(psi: Any) -> dict[Any, float]:
     }
 
 
-STRINGS = {
+STRINGS: dict[str, tuple[Any, Any]] = {
     "factor": (
         Factor(liked, link="probability", temperature=2),
         lambda x, y: math.sqrt(liked(x) * liked(x + y)),
@@ -361,8 +361,8 @@ def test_in_loops_calls_and_plates() -> None:
         return call(rewarded, name="one"), call(rewarded, name="two")
 
     pairs = [a + b for a in "ab" for b in "ab"]
-    exact = {(s, t): liked(s) * liked(t) / 16 for s in pairs for t in pairs}
-    assert_properly_weighted(called, engine=Enumerate(), exact=exact, atol=ATOL)
+    both = {(s, t): liked(s) * liked(t) / 16 for s in pairs for t in pairs}
+    assert_properly_weighted(called, engine=Enumerate(), exact=both, atol=ATOL)
 
     @program
     def branched() -> Any:
@@ -371,7 +371,7 @@ def test_in_loops_calls_and_plates() -> None:
     for engine in (Enumerate(), SMC(2, ess_threshold=0.9)):
         assert_properly_weighted(
             potentials.apply(branched, Prefix(liked, link="ratio")),
-            engine=engine, exact=exact, atol=ATOL,
+            engine=engine, exact=both, atol=ATOL,
         )  # fmt: skip
 
 
@@ -447,7 +447,7 @@ BAD: list[tuple[Any, str]] = [
     (lambda: Prefix(score_a, link="ratio", at=3), "at must name sites"),
     (lambda: Outcome(score_a, link="exp", at="x"), "Outcome takes no at"),
     (lambda: potentials.apply(toy_a, Value(score_a, link="ratio")), "changes no target"),
-    (lambda: potentials.apply(toy_a, score_a), "apply takes potentials"),
+    (lambda: potentials.apply(toy_a, score_a), "apply takes potentials"),  # type: ignore[arg-type]
     (lambda: potentials.apply(Prefix(score_a, link="ratio")), "needs a program first"),
     (lambda: Outcome(len, link="exp").__enter__(), "not around a block"),
 ]
