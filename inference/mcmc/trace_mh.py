@@ -200,7 +200,7 @@ class Proposal:
         used, fresh = plan.given.used, plan.given.fresh
         for address in (used | fresh) - set(plan.given.anew):
             # what its new law cannot score is drawn anew: the way back must agree
-            known = before.get(address)
+            known = before.get(address) if address in plan.given.values else None
             if known and script.rigid.get(known.fingerprint, False) != (address in fresh):
                 return NEG_INF
         back, covered = yield from self.reverse(machine, Move(old, new, plan, before, after))

@@ -99,16 +99,27 @@ def systematic(weights: Floats, key: Key, chance: Chance) -> Ints:
 
 
 def stratified(weights: Floats, key: Key, chance: Chance) -> Ints:
-    """The stratum of the reference first, its point inside the reference's share."""
+    """The stratum of the reference first, its point inside the reference's share.
+
+    How the weights lie on the strata depends on where they begin, so the reference's place among
+    the parents is uniform (the other schemes do not need that: they are the same from any place).
+    """
     n = len(weights)
-    scaled = np.cumsum(weights) / np.sum(weights) * n
-    overlap = np.clip(scaled[0] - np.arange(n), 0.0, 1.0)
+    place = _pick(chance, fold(key, "place"), np.ones(n))
+    turned = np.roll(weights, place)
+    scaled = np.cumsum(turned) / np.sum(turned) * n
+    strata = np.arange(n)
+    low = np.maximum(scaled[place - 1] if place else 0.0, strata)
+    high = np.minimum(scaled[place], strata + 1.0)
+    overlap = np.maximum(high - low, 0.0)
     at = _pick(chance, fold(key, "stratum"), overlap)
     u = np.array([
-        0.5 * overlap[at] if i == at else _offset(chance, fold(key, "offset", i), scaled - i)
+        (low[i] + high[i]) / 2 - i if i == at else _offset(chance, fold(key, "offset", i), scaled - i)
         for i in range(n)
     ])  # fmt: skip
-    return np.roll(_invert(weights, (np.arange(n) + u) / n), -at)
+    found = (_invert(turned, (strata + u) / n) - place) % n
+    found[at] = 0  # it is, up to rounding
+    return np.roll(found, -at)
 
 
 def residual(weights: Floats, key: Key, chance: Chance) -> Ints:
