@@ -14,7 +14,8 @@ from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.guide import Guide
 from lmppl.inference.posterior import Posterior
 from lmppl.jobs import Env
-from lmppl.potentials import Value, steps_of
+from lmppl.potentials import Value
+from lmppl.steps import steps_of
 from lmppl.text import Text
 from lmppl.trace import Entry, Trace
 from lmppl.types import Floats
