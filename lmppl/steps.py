@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from lmppl.context import Message
+from lmppl.messages import Message
 from lmppl.errors import BadArgument, excerpt
 from lmppl.trace import Entry, Trace
 
