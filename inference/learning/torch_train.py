@@ -100,7 +100,7 @@ class TrainableLM(TorchLM):
         training: Training | None = None,
         **options: Any,
     ) -> TrainableLM:
-        """A random Llama over bytes, of some 50,000 weights: it knows nothing yet."""
+        """A random Llama over bytes, of some 40,000 weights: it knows nothing yet."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
@@ -228,8 +228,8 @@ def _slices(data: Sequence[Tokens], size: int) -> Iterator[Sequence[Tokens]]:
 
 
 def byte_tokenizer() -> Any:
-    """A fast tokenizer of 257 tokens: the end of a text, and the bytes."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    """A fast tokenizer of 257 tokens: one that begins and ends a text, and the bytes."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     fast: Any = PreTrainedTokenizerFast
@@ -242,4 +242,7 @@ def byte_tokenizer() -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(end, special=True, normalized=False)])
-    return fast(tokenizer_object=backend, eos_token=end)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{end} $A", pair=f"{end} $A $B", special_tokens=[(end, 0)]
+    )
+    return fast(tokenizer_object=backend, bos_token=end, eos_token=end)
