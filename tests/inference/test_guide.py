@@ -69,8 +69,18 @@ GUIDES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("at", ["site", tokens(1)], ids=str)
-@pytest.mark.parametrize("name", GUIDES)
+QUICK = ("batched", "reward", "optimal")
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        *((name, "site") for name in GUIDES),
+        *((name, tokens(1)) for name in QUICK),
+        *(pytest.param(n, tokens(1), marks=pytest.mark.slow) for n in GUIDES if n not in QUICK),
+    ],
+    ids=str,
+)
 def test_no_guide_changes_the_target(name: str, at: Any) -> None:
     engine = SMC(2, always=True, resample_at=at, guide=GUIDES[name])
     assert_properly_weighted(chain, engine=engine, lm=AB, atol=ATOL)

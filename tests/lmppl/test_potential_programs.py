@@ -129,11 +129,11 @@ def test_two_potentials_and_handlers() -> None:
     factor, prefix = STRINGS["factor"], STRINGS["min"]
     both = potentials.apply(two_texts, factor[0], prefix[0])
     exact = measure(lambda x, y: factor[1](x, y) * prefix[1](x, y))
-    assert_properly_weighted(both, engine=SMC(2, always=True), lm=AB, exact=exact, atol=ATOL)
+    assert_properly_weighted(both, engine=SMC(2, ess_threshold=0.9), lm=AB, exact=exact, atol=ATOL)
 
     same = potentials.apply(two_texts, prefix[0], prefix[0])
     exact = measure(lambda x, y: prefix[1](x, y) ** 2)
-    assert_properly_weighted(same, engine=SMC(2, always=True), lm=AB, exact=exact, atol=ATOL)
+    assert_properly_weighted(same, engine=SMC(2, ess_threshold=0.9), lm=AB, exact=exact, atol=ATOL)
     assert {"y:prefix", "y:prefix2"} <= set(infer(same, engine=Enumerate(), lm=AB).traces[0])
 
     outside = handlers.scale(potentials.apply(two_texts, prefix[0]), 0.5)
@@ -148,9 +148,11 @@ def test_two_potentials_and_handlers() -> None:
         lambda fn: potentials.apply(handlers.condition(fn, {"x": "a"}), prefix[0]),
     ):
         exact = {xy: mass for xy, mass in measure(prefix[1]).items() if xy[0] == "a"}
-        assert_properly_weighted(wrap(two_texts), engine=SMC(2), lm=AB, exact=exact, atol=ATOL)
+        assert_properly_weighted(
+            wrap(two_texts), engine=SMC(2, ess_threshold=0.9), lm=AB, exact=exact, atol=ATOL
+        )
     assert_properly_weighted(
-        potentials.apply(two_texts, prefix[0]), engine=SMC(2, always=True), lm=AB,
+        potentials.apply(two_texts, prefix[0]), engine=SMC(2, ess_threshold=0.9), lm=AB,
         exact=exact, observations={"x": "a"}, atol=ATOL,
     )  # fmt: skip
 
@@ -176,7 +178,7 @@ def test_in_loops_calls_and_plates() -> None:
     }
     for driver in ("greenlet", "eager"):
         assert_properly_weighted(
-            potentials.apply(looped, once), engine=SMC(2, always=True), exact=exact,
+            potentials.apply(looped, once), engine=SMC(2, ess_threshold=0.9), exact=exact,
             driver=driver, atol=ATOL,
         )  # fmt: skip
 
