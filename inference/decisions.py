@@ -65,9 +65,9 @@ class Decision:
     """Mass of the answers that were thrown away before (`keep`)."""
     tied: int = 1
     """Classes that were as good; one of them was drawn."""
-    table: Marginal = field(default_factory=lambda: Marginal({}, {}))
+    table: Marginal = field(default_factory=lambda: Marginal({}, {}), repr=False)
     """All classes."""
-    posterior: Posterior | None = None
+    posterior: Posterior | None = field(default=None, repr=False)
     """Of a merge: the posterior of the program that merged."""
 
     @property
@@ -82,9 +82,13 @@ def decide(answers: Answers, by: str = "vote", **options: Any) -> Decision:
     >>> decide({"a": 0.6, "b": 0.4}, "vote").risk
     0.4
     """
+    if by == "merge":
+        from lmppl.inference.merging import merge  # it builds on this file
+
+        return merge(answers, **options)
     if by not in DECISIONS:
         raise BadArgument(
-            f"there is no decision {excerpt(by)}", fix=f"they are {', '.join(DECISIONS)}"
+            f"there is no decision {excerpt(by)}", fix=f"they are {', '.join(DECISIONS)}, merge"
         )
     return DECISIONS[by](answers, **options)
 

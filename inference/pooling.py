@@ -18,6 +18,7 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.inference.posterior import Posterior
+from lmppl.inference.search.found import Found
 from lmppl.ledger import Ledger
 from lmppl.weights import NEG_INF, log_sum_exp, normalize
 
@@ -33,6 +34,12 @@ def pool(posteriors: Sequence[Posterior]) -> Posterior:
     """
     if not posteriors:
         raise BadArgument("there is no posterior to pool")
+    if any(isinstance(p, Found) or math.isnan(p.log_evidence) for p in posteriors):
+        raise BadArgument(
+            "a search, or a run without evidence, cannot be pooled",
+            why="its traces are no weighted draws: searching again finds the same ones",
+            fix="give the search a larger budget, or draw with SMC, Importance or Forward",
+        )
     if any(p.exact for p in posteriors):
         raise BadArgument(
             "an exact posterior cannot be pooled",
@@ -58,7 +65,9 @@ def pool(posteriors: Sequence[Posterior]) -> Posterior:
         deaths.update(p.deaths)
     first = posteriors[0]
     evidence_se: float | None = None
-    if min(sizes) > 1:  # a run of one particle has no error of its own: the families have
+    if any(p.evidence_se is not None and math.isnan(p.evidence_se) for p in posteriors):
+        evidence_se = math.nan  # no estimate of the evidence, or one of unknown error
+    elif min(sizes) > 1:  # a run of one particle has no error of its own: the families have
         alive = zip(shares.tolist(), posteriors, strict=True)
         evidence_se = math.sqrt(math.fsum((s * p.log_evidence_se) ** 2 for s, p in alive if s > 0))
     return Posterior(

@@ -6,6 +6,7 @@
 See `docs/stopping.md`.
 """
 
+from lmppl.inference.stopping.calibrate import Trial, calibrate, trial
 from lmppl.inference.stopping.chain import AnswerWindow, EndSignal, Momentum, convergence
 from lmppl.inference.stopping.criteria import BetaMajority, Budget, Secretary, Slope
 from lmppl.inference.stopping.rules import And, Consecutive, Or, Patience, Rule, State, Threshold
@@ -32,5 +33,8 @@ __all__ = [
     "State",
     "Stopped",
     "Threshold",
+    "Trial",
+    "calibrate",
     "convergence",
+    "trial",
 ]

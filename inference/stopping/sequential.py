@@ -78,7 +78,8 @@ class Sequential(Engine):
         batch: particles of a batch, in place of the engine's own.
         most: batches after which it stops anyway.
         growth: the rule is asked after 1 batch, and then when their number has grown by this
-            factor; 1 asks after every one, 2 after 1, 2, 4, 8.
+            factor; 1 asks after every one, 2 after 1, 2, 4, 8. Counting answers costs as much as
+            there are, so that many batches of few particles want a factor such as 1.25.
         of: which site or function of the trace is the answer; the result when left out.
         key: the equivalence of answers, as in `tally`.
         same: the equivalence of answers, as in `tally`.

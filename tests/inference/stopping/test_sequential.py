@@ -11,11 +11,13 @@ import pytest
 
 from lmppl import LM, Bernoulli, Categorical, factor, observe, program, sample
 from lmppl.errors import BadArgument
-from lmppl.inference import SMC, Enumerate, Forward, Importance, infer, infer_many
+from lmppl.inference import SMC, Beam, Enumerate, Forward, Importance, infer, infer_many
+from lmppl.inference.mcmc.particle_gibbs import ParticleGibbs
 from lmppl.inference.pooling import pool
 from lmppl.inference.stopping.criteria import BetaMajority, Budget
 from lmppl.inference.stopping.rules import Rule, Threshold
 from lmppl.inference.stopping.sequential import LIMIT, Adaptive, Pooled, Sequential, Stopped
+from lmppl.inference.stopping.signals import SIGNALS, Readings, majority_probability
 from lmppl.lm.table import TableLM
 from lmppl.testing import assert_properly_weighted, check_keys, enumerate_exact, outcomes
 from lmppl.weights import exp
@@ -128,6 +130,35 @@ def test_pooled_particles_are_one_run() -> None:
         pool([infer(weighted, engine=Enumerate(), lm=AB)])
     with pytest.raises(BadArgument, match="no posterior"):
         pool([])
+    with pytest.raises(BadArgument, match="a search"):
+        pool([infer(weighted, engine=Beam(width=1), lm=AB)])
+    # what is no evidence has no error, in whatever batches it is drawn
+    for n in (1, 3):
+        plain = pool([infer(weighted, engine=Forward(n), lm=AB, seed=s) for s in range(4)])
+        assert math.isnan(plain.log_evidence_se) and plain.weights == pytest.approx(1 / (4 * n))
+
+
+def test_chains_can_be_pooled() -> None:
+    """Particle Gibbs, each chain weighted by the filter that starts it: E[Ẑ W(x)] = γ(x), z at 1e-6."""
+    n, total = 150, []
+    gamma = enumerate_exact(hidden)
+    for seed in range(n):
+        engine = Sequential(ParticleGibbs(particles=2, sweeps=2), NEVER, most=2)
+        p = infer(hidden, engine=engine, seed=seed)
+        total.append(exp(p.log_evidence) * p.marginal().get(True, 0.0))
+    se = np.std(total) / math.sqrt(n)
+    assert abs(np.mean(total) - gamma[True]) < 4.89 * se
+
+
+def test_readings_have_every_signal() -> None:
+    post = infer(weighted, engine=Importance(8), lm=AB)
+    readings = Readings(post, prices={"ab": (1.0, 1.0), "table": (1.0, 1.0)})
+    seen = dict(readings)
+    assert set(seen) == set(SIGNALS) and len(readings) == len(SIGNALS)
+    assert seen["lead"] == pytest.approx(majority_probability(*seen["counts"][:2]))
+    assert math.fsum(seen["counts"]) == pytest.approx(min(post.ess, post.unique_ancestors))
+    assert seen["entropy"] == seen["last_entropy"] == pytest.approx(post.marginal().entropy)
+    assert "money" not in Readings(post) and "luck" not in readings
 
 
 @pytest.mark.parametrize("inner", [Importance(10), SMC(10), Importance(1)], ids=repr)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lmppl.errors import BadArgument
+from lmppl.inference.stopping.calibrate import calibrate, trial
 from lmppl.inference.stopping.chain import Momentum, convergence
 from lmppl.inference.stopping.criteria import BetaMajority
 from lmppl.inference.stopping.signals import entropy, slope
@@ -125,6 +127,30 @@ def test_small_k_fails_on_noisy_chains(
         assert accuracy > before, "a larger k is more careful"
         before = accuracy
     assert stopped(leads, 3)[1] < end - 0.1
+
+
+@pytest.mark.parametrize(("name", "drifts"), [("mixed", [3.0, 1.2, 0.4]), ("noisy", NOISY)])
+def test_a_calibrated_window_keeps_its_promise(
+    name: str, drifts: list[float], record_property: Any
+) -> None:
+    """k chosen on 2,000 chains at 1.5 points: on 3,000 others the loss is within it plus 4.9 errors."""
+    train, test = (chains(drifts, n, seed=s).argmax(axis=2) for n, s in ((2000, 7), (3000, 8)))
+
+    def streams(leads: Any) -> list[list[dict[str, Any]]]:
+        return [[{"answer": a} for a in row] for row in leads.tolist()]
+
+    rules = [convergence(k) for k in range(2, 20)]
+    chosen = calibrate(rules, streams(train), lambda i, n: float(train[i, n - 1] == 0))
+    found = trial(chosen.rule, streams(test), lambda i, n: float(test[i, n - 1] == 0))
+    record_property(
+        "figure",
+        f"calibrated on {name} chains: {chosen.rule}, saves {found.saved:.1%}, loses {found.loss:.4f}",
+    )
+    assert found.loss <= 0.015 + 4.9 * found.loss_se
+    if name == "mixed":
+        assert found.saved >= 0.35
+    with pytest.raises(BadArgument, match="may lose more"):
+        calibrate(rules[:1], streams(train), lambda i, n: float(train[i, n - 1] == 0))
 
 
 def test_entropy_slope_tells_right_chains(record_property: Any) -> None:
