@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = sorted(FOLDER.rglob("*.py"))
 
 
 def needs(source: str) -> list[str]:
@@ -33,7 +34,7 @@ def has_assert(source: str) -> bool:
 
 def parameter(path: Path) -> Any:
     marks = [pytest.mark.model] if "smollm2" in needs(path.read_text()) else []
-    return pytest.param(path, marks=marks, id=path.name)
+    return pytest.param(path, marks=marks, id=str(path.relative_to(FOLDER)))
 
 
 @pytest.mark.parametrize("path", [parameter(path) for path in EXAMPLES])
