@@ -82,13 +82,10 @@ def decide(answers: Answers, by: str = "vote", **options: Any) -> Decision:
     >>> decide({"a": 0.6, "b": 0.4}, "vote").risk
     0.4
     """
-    if by == "merge":
-        from lmppl.inference.merging import merge  # it builds on this file
-
-        return merge(answers, **options)
     if by not in DECISIONS:
         raise BadArgument(
-            f"there is no decision {excerpt(by)}", fix=f"they are {', '.join(DECISIONS)}, merge"
+            f"there is no decision {excerpt(by)}",
+            fix=f"they are {', '.join(DECISIONS)}; merge(...) is in lmppl.inference.merging",
         )
     return DECISIONS[by](answers, **options)
 
