@@ -21,6 +21,7 @@ EXPORTED = {
     "lmppl": "The language.",
     "lmppl.handlers": "Handlers: what changes the meaning of sites.",
     "lmppl.inference": "Engines and posteriors.",
+    "lmppl.inference.learning": "Models trained on what engines infer.",
     "lmppl.testing": "Checks that you can run on your own programs, engines, distributions and models.",
 }
 """Modules whose `__all__` is the interface; `tests/public_names.txt` records them."""
@@ -37,6 +38,7 @@ BENEATH = {
     "lmppl.weights": ["log_sum_exp", "log_mean_exp", "normalize", "ess"],
     "lmppl.ledger": ["Ledger", "ModelCost"],
     "lmppl.tools": ["calculate", "evaluate"],
+    "lmppl.inference.learning.torch_train": ["TrainableLM", "Training"],
     "lmppl.inference.posterior": ["History", "population_posterior"],
     "lmppl.inference.population": ["Machine"],
     "lmppl.inference.particles": ["Particle"],
@@ -46,7 +48,7 @@ BENEATH = {
 
 HEAD = """# Public names
 
-One line each, from the docstrings. `help(name)` has the rest. The names of the first four modules are
+One line each, from the docstrings. `help(name)` has the rest. The names of the first five modules are
 the interface: `tests/public_names.txt` records them, and a change shows in the diff.
 """
 

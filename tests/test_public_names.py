@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-PUBLIC = ["lmppl", "lmppl.graphs", "lmppl.handlers", "lmppl.inference", "lmppl.lm", "lmppl.testing"]
+PUBLIC = [
+    "lmppl",
+    "lmppl.graphs",
+    "lmppl.handlers",
+    "lmppl.inference",
+    "lmppl.inference.learning",
+    "lmppl.lm",
+    "lmppl.testing",
+]
 RECORD = Path(__file__).with_name("public_names.txt")
 
 if __name__ == "__main__":  # before anything is looked up: tests/lmppl would answer for lmppl
