@@ -12,6 +12,11 @@ from lmppl.inference.estimates import Estimate, Interval, Marginal
 from lmppl.inference.forward import Forward, Greedy
 from lmppl.inference.guide import Guide
 from lmppl.inference.importance import Importance
+from lmppl.inference.mcmc.metropolis import MetropolisHastings
+from lmppl.inference.mcmc.particle_gibbs import ParticleGibbs
+from lmppl.inference.mcmc.pmmh import ParticleMarginalMH
+from lmppl.inference.mcmc.proposals import Block, SingleSite, Suffix
+from lmppl.inference.mcmc.tempering import ParallelTempering
 from lmppl.inference.posterior import Posterior
 from lmppl.inference.rejection import Rejection
 from lmppl.inference.search.abmcts import ABMCTS_A
@@ -26,10 +31,23 @@ from lmppl.inference.search.refine import ABMCTS
 from lmppl.inference.search.stepwise import StepGreedy
 from lmppl.inference.search.submodular import submodular_pick
 from lmppl.inference.search.wider_deeper import WiderDeeper
+from lmppl.inference.smc.cascade import Cascade
 from lmppl.inference.smc.particle_filter import SMC, tokens
+from lmppl.inference.smc.temper import Temper
+from lmppl.inference.smc.without_replacement import WithoutReplacement
 from lmppl.inference.stopping.sequential import Adaptive, Sequential
 
 __all__ = [
+    "WithoutReplacement",
+    "Temper",
+    "Suffix",
+    "SingleSite",
+    "ParticleMarginalMH",
+    "ParticleGibbs",
+    "ParallelTempering",
+    "MetropolisHastings",
+    "Cascade",
+    "Block",
     "ABMCTS",
     "ABMCTS_A",
     "ABMCTS_M",

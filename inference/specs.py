@@ -21,6 +21,12 @@ from lmppl.inference.base import Engine
 from lmppl.inference.smc.particle_filter import tokens
 
 PLAIN = (bool, int, float, str)
+ALIASES = {
+    "mh": "metropolis_hastings",
+    "pg": "particle_gibbs",
+    "pmmh": "particle_marginal_mh",
+    "pt": "parallel_tempering",
+}
 SHOWN = "particles"
 """The argument that a canonical spec always has."""
 
@@ -56,6 +62,7 @@ def parse_engine(text: str) -> Spec:
     """
     name, colon, rest = text.strip().partition(":")
     name = name.strip().lower().replace("-", "_")
+    name = ALIASES.get(name, name)
     kinds = _kinds()
     if name not in kinds:
         raise BadArgument(

@@ -59,7 +59,7 @@ class ParticleMarginalMH(Engine):
         resampling, ess_threshold, resample_at, guide, always: as in `SMC`.
     """
 
-    sites: Sequence[str] = ()
+    sites: Sequence[str]
     steps: int = 100
     proposal: Callable[[dict[str, Any]], Any] | None = None
     particles: int = 16

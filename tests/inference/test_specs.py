@@ -8,7 +8,18 @@ import pytest
 
 import lmppl.inference as offered
 from lmppl.errors import BadArgument
-from lmppl.inference import SMC, Engine, Enumerate, Forward, Greedy, Importance, Rejection, tokens
+from lmppl.inference import (
+    SMC,
+    Engine,
+    Enumerate,
+    Forward,
+    Greedy,
+    Importance,
+    MetropolisHastings,
+    ParticleGibbs,
+    Rejection,
+    tokens,
+)
 from lmppl.inference.specs import engine_names, parse_engine, parse_engines
 
 
@@ -46,6 +57,12 @@ def test_every_engine_has_a_name() -> None:
         ),
         ("smc:always=false", SMC(), "smc:particles=16"),
         ("greedy", Greedy(), "greedy"),
+        (
+            "particle_gibbs:particles=8,sweeps=10",
+            ParticleGibbs(8, sweeps=10),
+            "particle_gibbs:particles=8,sweeps=10",
+        ),
+        ("mh:steps=50", MetropolisHastings(50), "metropolis_hastings:steps=50,particles=16"),
         ("forward:particles=20", Forward(20), "forward:particles=20"),
         ("importance", Importance(), "importance:particles=100"),
         ("enumerate:min_mass=1e-6", Enumerate(min_mass=1e-6), "enumerate:min_mass=1e-06"),
