@@ -94,6 +94,10 @@ class Potential(Handler):
         self.of = of
         self.name = name or self.kind
 
+    def __repr__(self) -> str:
+        inner = "" if self.fn is None else f", around {self.fn!r}"
+        return f"{type(self).__name__}({self.reward.name}{shown(self.at)}{inner})"
+
     def psi(self, score: float, where: str = "") -> float:
         """log ψ of a score."""
         return log_psi(self.link, score, self.temperature, self.clip, where)
