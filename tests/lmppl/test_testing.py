@@ -224,7 +224,7 @@ def test_report_of_a_good_engine(programs: ModuleType) -> None:
     found = assert_properly_weighted(
         programs.soft, engine=SMC(particles=2, always=True), lm=programs.AB
     )
-    assert found.outcomes > 100
+    assert found.outcomes > 50  # of strings, weights and ancestors
     assert found.error < 1e-14
     assert found.exact.keys() == found.estimate.keys()
     assert abs(found.exact.z - found.estimate.z) < 1e-14
