@@ -48,6 +48,8 @@ class Allocated:
     rounds: int
     why: str
     """"settled", or "budget spent"."""
+    errors: dict[int, Exception] = field(default_factory=dict)
+    """By position: what ended a question, with `on_question_error="return"`."""
 
     @property
     def draws(self) -> list[int]:
@@ -70,6 +72,7 @@ class _Question:
     """Cost of its dearest batch, as a share of the budget."""
     readings: Readings | None = None
     why: tuple[str, ...] = ()
+    error: Exception | None = None
 
     @property
     def open(self) -> bool:
@@ -113,11 +116,13 @@ def infer_adaptive(
         keep: which answers count.
         prices: of tokens by model, for a budget of money.
         ids: what the randomness of each question depends on; its position when left out.
-        options: those of `infer_many`.
+        options: those of `infer_many`. A batch without a live particle counts as one of weight zero
+            (`on_dead="return"`); with `on_question_error="return"` an error ends its question alone.
 
     Returns:
         An `Allocated`: one posterior a question, with why it ended, and one ledger.
     """
+    options.setdefault("on_dead", "return")
     rule = BetaMajority() if rule is None else rule
     engine = Forward(4) if engine is None else engine
     if not isinstance(budget, Budget):
@@ -153,6 +158,9 @@ def infer_adaptive(
         )
         rounds += 1
         for q, posterior in zip(chosen, posteriors, strict=True):
+            if isinstance(posterior, Exception):
+                q.error, q.why = posterior, (f"error: {type(posterior).__name__}",)
+                continue
             total.add(posterior.ledger)
             q.largest = max(q.largest, _share(budget, posterior.ledger, prices))
             q.parts.append(posterior)
@@ -162,7 +170,8 @@ def infer_adaptive(
             elif len(q.parts) >= most:
                 q.why = (LIMIT,)
     total.seconds = time.perf_counter() - began
-    return Allocated([_result(q) for q in all_of], total, rounds, why)
+    errors = {q.index: q.error for q in all_of if q.error is not None}
+    return Allocated([_result(q) for q in all_of], total, rounds, why, errors)
 
 
 def _share(budget: Budget, ledger: Ledger, prices: Prices | None) -> float:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmppl import LM, Bernoulli, program, sample
+from lmppl import LM, Bernoulli, factor, program, sample
 from lmppl.errors import BadArgument
-from lmppl.inference import Forward, infer_many
+from lmppl.inference import Forward, Importance, infer_many
 from lmppl.inference.allocation.adaptive import Allocated, gain, infer_adaptive
+from lmppl.inference.compare import paired
 from lmppl.inference.stopping.criteria import BetaMajority, Budget
 from lmppl.inference.stopping.rules import Threshold
 from lmppl.lm.table import TableLM
@@ -94,10 +95,9 @@ def test_gain_is_the_expected_rise() -> None:
 
 @pytest.mark.timeout(120)
 def test_it_beats_an_even_split_at_equal_cost(record_property: Any) -> None:
-    """240 questions, 10 draws each on average: share of questions whose better answer is found.
+    """240 questions, 10 draws each on average: is the better answer found?
 
-    Paired over questions; the mean difference is above 0 by 2 standard errors at this fixed seed,
-    and it is never bought with more tokens.
+    At this seed "gain" is better by McNemar's exact test at 5 %; no method spends more tokens.
     """
     questions = spread(240, seed=1)
     right = np.array([p > 0.5 for p in questions])
@@ -108,16 +108,49 @@ def test_it_beats_an_even_split_at_equal_cost(record_property: Any) -> None:
 
     even = infer_many(asked, questions, engine=Forward(10), lm=ONE, seed=0)
     spent = sum(p.ledger.tokens for p in even)
-    shares = {"even": found(even).mean()}
+    shares = {"even": float(found(even).mean())}
     for name, width in (("unsettled", None), ("gain", 40)):
         got = infer_adaptive(
             asked, questions, budget=Budget(tokens=spent), rule=BetaMajority(0.99),
             engine=Forward(2), lm=ONE, seed=0, priority=name, width=width,
         )  # fmt: skip
         assert got.ledger.tokens <= spent
-        shares[name] = found(got.posteriors).mean()
+        shares[name] = float(found(got.posteriors).mean())
     record_property("figure", f"better answer found at equal tokens: {shares}")
-    assert shares["gain"] > shares["even"] + 0.005
+    pair = paired(found(got.posteriors).tolist(), found(even).tolist())
+    assert pair.verdict == "better", pair
+
+
+def test_budget_of_money() -> None:
+    got = infer_adaptive(
+        asked, spread(6), budget=Budget(money=50e-6), prices={"one": (0.0, 1.0)},
+        engine=Forward(2), lm=ONE,
+    )  # fmt: skip
+    assert 20 < got.ledger.tokens <= 50
+
+
+def test_dead_batches_and_errors_end_nothing_else() -> None:
+    @program
+    def fragile(kind: str) -> Any:
+        sample("thought", LM("", max_tokens=1))
+        x = sample("x", Bernoulli(0.3))
+        if kind == "breaks":
+            raise ValueError("broken")
+        factor("hard", x if kind == "rare" else kind != "impossible")
+        return x
+
+    got = infer_adaptive(
+        fragile, ["rare", "breaks", "impossible", "fine"], budget=Budget(calls=400), most=20,
+        engine=Importance(1), lm=ONE, on_question_error="return",
+    )  # fmt: skip
+    rare, broken, impossible, fine = got.posteriors
+    assert rare is not None and rare.marginal().best is True
+    assert broken is None and list(got.errors) == [1]
+    assert impossible is not None and impossible.dead
+    assert impossible.stopped.why == ("most batches",)
+    assert fine is not None and len(fine) >= 4
+    with pytest.raises(Exception, match="broken"):
+        infer_adaptive(fragile, ["breaks"], budget=Budget(calls=9), lm=ONE)
 
 
 @pytest.mark.parametrize(

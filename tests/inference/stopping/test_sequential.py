@@ -247,6 +247,22 @@ def test_equivalence_and_refused_answers() -> None:
     assert end(keyed).settled and len(keyed) < len(plain)
 
 
+def test_a_program_without_an_answer() -> None:
+    """All answers are refused: no rule fires, nothing breaks."""
+
+    @program
+    def silent() -> Any:
+        sample("x", Bernoulli(0.5))
+        return ""
+
+    rule = (
+        BetaMajority(0.6) | Threshold("certainty", at_least=0.1) | Threshold("entropy", at_most=1)
+    )
+    post = infer(silent, engine=Sequential(Forward(2), rule, most=3, keep=bool))
+    assert end(post).why == (LIMIT,)
+    assert Readings(post, keep=bool)["answer"] is None
+
+
 def test_dead_batches_count() -> None:
     """A batch without a live particle is a batch of weight zero, not an error."""
 
