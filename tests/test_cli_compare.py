@@ -247,6 +247,21 @@ def test_an_interrupt_keeps_every_finished_question(invoke: Invoke) -> None:
     assert results() == results("whole")
 
 
+def test_an_interrupt_while_sizes_are_chosen_leaves_nothing(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lmppl.comparing.fit_size", stop)
+        done = invoke(*COMPARE, "--engines", "smc", "--budget", "tokens=8")
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == "interrupted"
+    assert not Path("out").exists()
+    assert invoke(*COMPARE, "--engines", "smc", "--budget", "tokens=8").exit_code == 0
+
+
 # -- sizes --------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lmppl.choice import MANY, Choice
 from lmppl.context import local
 from lmppl.eager import EagerContext
-from lmppl.errors import BadArgument, excerpt
+from lmppl.errors import BadArgument, NoLanguageModel, excerpt
 from lmppl.handlers import Handler
 from lmppl.inference.posterior import Posterior
 from lmppl.lm.base import LanguageModel
@@ -29,6 +29,8 @@ from lmppl.trace import Trace
 from lmppl.types import Ids
 
 DEFAULT = "default"
+COSTLY = ("effect", "cached", "reward")
+"""What is read from the trace and not computed again, besides texts and their scores."""
 
 
 class WeightedTrace(NamedTuple):
@@ -228,13 +230,13 @@ class _Recorder(Handler):
             if address not in self.trace:
                 raise _End  # a particle that died on the way
             message.value = placed(self.trace[address], address)
-        elif op == "effect":
+        elif op in COSTLY:
             if address not in self.trace:
                 raise _End
             message.value = self.trace[address]
         if op in ("sample", "observe"):
             self.found.append((op, address, message.dist, message.value))
-        if op in ("sample", "observe", "factor", "effect"):
+        if op in ("sample", "observe", "factor", *COSTLY):
             message.op, message.done, message.proposal = "deterministic", False, None
 
 
@@ -259,6 +261,12 @@ def recorded(
             EagerContext(0).enter(fn, args, kwargs)
         except _End:
             pass
+        except NoLanguageModel as error:
+            raise BadArgument(
+                "this program infers inside itself, and such a run cannot be found again",
+                why="prompts are recovered without any language model",
+                fix="use examples.traces(), or enter handlers.using(lm) around the M-step: it runs anew",
+            ) from error
     out = []
     for op, address, law, value in recorder.found:
         if not isinstance(law, (StringDistribution, Choice)):

@@ -282,6 +282,71 @@ def test_effects_are_not_run_again() -> None:
     assert len(calls) == ran and {t.prompt for t in found} == {"b"}
 
 
+def test_rewards_are_not_asked_again() -> None:
+    from lmppl.potentials import Factor, apply
+
+    asked: list[str] = []
+
+    def reward(text: str) -> float:
+        asked.append(text)
+        return 0.9 if text.endswith("b") else 0.2
+
+    @program
+    def say(word: str) -> str:
+        first = sample("first", LM(word, max_tokens=1))
+        return str(sample("second", LM(first, max_tokens=1)))
+
+    judged = apply(say, Factor(reward, link="probability"))
+    posteriors = infer_many(judged, ["a"], engine=Importance(20), lm=LETTERS)
+    n = len(asked)
+    texts = list(Examples(judged, ["a"], posteriors).texts())
+    assert len(asked) == n > 0
+    weight = sum(t.weight for t in texts if t.site == "first" and t.completion == "b")
+    assert weight == pytest.approx(posteriors[0].marginal("first")["b"])
+
+
+def test_plates_calls_chains_and_async_programs() -> None:
+    from lmppl import call, markov, plate
+
+    @program
+    def inner(word: str) -> str:
+        return str(sample("w", LM(word, max_tokens=1)))
+
+    @program
+    def outer(word: str) -> str:
+        plate("pair", ["a", "b"], lambda start: sample("s", LM(start, max_tokens=1)))
+        last = markov(lambda state, _: sample("m", LM(str(state), max_tokens=1)), "a", [1, 2])
+        return str(call(inner, last))
+
+    @program
+    async def waiting(word: str) -> str:
+        first = await sample("s", LM(word, max_tokens=1))
+        return str(await sample("t", LM(first, max_tokens=1)))
+
+    for tested in (outer, waiting):
+        posteriors = infer_many(tested, ["a"], engine=SMC(5), lm=LETTERS)
+        texts = list(Examples(tested, ["a"], posteriors).texts())
+        for site in {t.site for t in texts}:
+            assert sum(t.weight for t in texts if t.site == site) == pytest.approx(1.0)
+        assert {t.site.rpartition("/")[2] for t in texts} == (
+            {"s", "m", "w"} if tested is outer else {"s", "t"}
+        )
+        for text in texts:  # the prompt is the one that it was drawn after
+            p = LETTERS.row(text.prompt)["abc".index(text.completion)]
+            assert text.logp == pytest.approx(math.log(p))
+
+
+def test_an_inner_run_is_not_found_again() -> None:
+    @program
+    def nested(word: str) -> str:
+        found = infer(story, word, engine=Importance(2))
+        return str(sample("said", LM(str(found.traces[0]["pick"])[0], max_tokens=1)))
+
+    posteriors = infer_many(nested, ["a"], engine=Importance(1), lm=LETTERS)
+    with pytest.raises(BadArgument, match="infers inside itself"):
+        list(Examples(nested, ["a"], posteriors).texts())
+
+
 # -- the table ----------------------------------------------------------------------------------
 
 
