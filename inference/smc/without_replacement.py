@@ -119,12 +119,12 @@ def keep(v: Floats, n: int, key: Key, chance: Chance) -> Floats:
     rest = np.concatenate([np.cumsum(sizes[::-1])[::-1], [0.0]])
     # the k heaviest are sure, with the least k at which the next one is below the threshold
     sure = 0
-    while sure < n and sizes[sure] * (n - sure) >= rest[sure]:
+    while sure < min(n, len(v)) and sizes[sure] * (n - sure) >= rest[sure]:
         sure += 1
     out = np.full(len(v), math.inf)
     out[order[:sure]] = -0.0
     left = order[sure:]
-    if sure < n and rest[sure] > 0.0:
+    if len(left) and sure < n and rest[sure] > 0.0:
         pi = w[left] / rest[sure] * (n - sure)
         edges = np.cumsum(pi)
         keys = np.array([key], dtype=np.uint64)
