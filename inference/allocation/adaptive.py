@@ -88,7 +88,7 @@ def infer_adaptive(
     engine: Engine | None = None,
     most: int = 100,
     width: int | None = None,
-    priority: str | Callable[[Readings], float] = "unsettled",
+    priority: str | Callable[[Readings], float] = "gain",
     of: Any = None,
     key: Key | None = None,
     same: Same | None = None,
@@ -106,9 +106,10 @@ def infer_adaptive(
         rule: when a question is settled; `BetaMajority(0.95)` when left out.
         engine: draws a batch; `Forward(4)` when left out.
         most: batches of one question at most.
-        width: questions of one round at most; all that are open when left out.
-        priority: which questions go first: "unsettled" (the smallest lead), "gain" (the largest
-            expected rise of P(the leader is right) by another batch), or a function of a question's
+        width: questions of one round at most; a quarter of them, or 16, when left out. Fewer let the
+            priority decide more and share smaller batches.
+        priority: which questions go first: "gain" (the largest expected rise of P(the leader is
+            right) by another batch), "unsettled" (the smallest lead), or a function of a question's
             readings, larger first.
         of: which part of a trace is the answer.
         key: the equivalence of answers, as in `tally`.
@@ -133,6 +134,7 @@ def infer_adaptive(
     if most < 1 or (width is not None and width < 1):
         raise BadArgument("most and width must be at least 1")
     rank = _rank(priority)
+    width = max(16, len(questions) // 4) if width is None else width
     names = list(range(len(questions))) if ids is None else list(ids)
     if len({str(n) for n in names}) != len(questions) or len(names) != len(questions):
         raise BadArgument("ids must be different, one for each question")

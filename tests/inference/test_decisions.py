@@ -102,15 +102,15 @@ def test_errors_are_those_of_the_marginal(posterior: Posterior) -> None:
 
 
 def test_standard_error_covers_after_a_drop() -> None:
-    """The error of a ratio: over 120 runs, (estimate - truth) / se has standard deviation 1."""
+    """The error of a ratio: over 60 runs, (estimate - truth) / se has standard deviation 1."""
     truth = tally(infer(tilted, engine=Enumerate()), keep=lambda a: a != "A").mass[0]
     z = []
-    for seed in range(120):
+    for seed in range(60):
         d = vote(infer(tilted, engine=Importance(150), seed=seed), keep=lambda a: a != "A")
         at = d.table
         z.append((at["c"] - truth) / at.se["c"])
-    # the standard deviation of 120 such numbers is off by 1/√240 = .065; 4.9 of them
-    assert abs(np.std(z) - 1.0) < 0.32 and abs(np.mean(z)) < 4.9 / math.sqrt(120)
+    # the standard deviation of 60 such numbers is off by 1/√120 = .091; 4.9 of them
+    assert abs(np.std(z) - 1.0) < 0.45 and abs(np.mean(z)) < 4.9 / math.sqrt(60)
 
 
 def test_argmax_needs_a_score_and_votes_differ() -> None:
@@ -133,7 +133,7 @@ def test_argmax_needs_a_score_and_votes_differ() -> None:
 
 def test_ties_are_drawn_by_key() -> None:
     """Each of three tied answers in a third of the seeds (z-test at 1e-6)."""
-    n = 3000
+    n = 1500
     seen = [majority(["x", "y", "z"], seed=s) for s in range(n)]
     assert all(d.tied == 3 for d in seen)
     assert majority(["x", "y", "z"], seed=5) == majority(["z", "y", "x"], seed=5)
@@ -179,11 +179,11 @@ def test_risk_has_an_error() -> None:
     exact = minimum_risk(infer(number, engine=Enumerate()), loss=lose)
     assert exact.answer == 1 and exact.risk_se == 0.0
     z = []
-    for seed in range(100):
+    for seed in range(60):
         found = minimum_risk(infer(number, engine=Importance(150), seed=seed), loss=lose)
         assert found.answer == 1
         z.append((found.risk - exact.risk) / found.risk_se)
-    assert abs(np.std(z) - 1.0) < 4.9 / math.sqrt(200)
+    assert abs(np.std(z) - 1.0) < 4.9 / math.sqrt(120)
 
 
 def test_top() -> None:

@@ -9,7 +9,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmppl.errors import BadArgument
@@ -104,6 +104,7 @@ readings = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
+@settings(max_examples=25)
 @given(stream=st.lists(readings, min_size=1, max_size=8))
 def test_state_is_plain_data_and_steps_are_pure(rule: Rule, stream: list[dict[str, Any]]) -> None:
     """Through JSON and pickle after each update: the same verdicts as without."""
@@ -121,6 +122,7 @@ def test_state_is_plain_data_and_steps_are_pure(rule: Rule, stream: list[dict[st
         carried = json.loads(json.dumps(after))
 
 
+@settings(max_examples=25)
 @given(stream=st.lists(readings, min_size=1, max_size=8))
 def test_and_or_are_those_of_the_parts(stream: list[dict[str, Any]]) -> None:
     a, b = Patience("x", 2), Consecutive(Threshold("x", at_least=0.3), 2)
