@@ -24,8 +24,10 @@ from lmppl.inference.specs import Spec, parse_engine, split_spec
 
 UNITS = ("tokens", "calls")
 """What a budget may count: both are in the ledger of every engine."""
-SIZES = ("particles", "samples", "simulations", "nodes", "budget", "width")
-"""Arguments that say how much an engine does; of several the first one counts."""
+SIZES = (
+    "steps", "sweeps", "particles", "samples", "simulations", "nodes", "budget", "width",
+)  # fmt: skip
+"""Arguments that say how much an engine does; of several the first one counts: a chain's length."""
 FIRST_SIZE, MOST_SIZE, MOST_PROBES = 4, 20_000, 4
 CLOSE = 0.05
 """A spend this near to the budget, relatively, is met."""
@@ -186,7 +188,10 @@ def fit_size(
 
     def probe(size: int) -> int | None:
         """Measure; the size that was taken."""
-        tried = with_size(spec, size)
+        try:
+            tried = with_size(spec, size)
+        except LmpplError:  # such as fewer sweeps than the engine throws away
+            return None
         found = size_of(tried)
         n = size if found is None else found[1]
         if n not in points:
@@ -197,7 +202,7 @@ def fit_size(
             say(f"  {tried.text}: {cost:,.0f} {budget.unit} a question")
         return n
 
-    if not points and probe(min(asked, FIRST_SIZE)) is None:
+    if not points and probe(min(asked, FIRST_SIZE)) is None and probe(asked) is None:
         note = "every probe failed: runs at the size that was asked for"
         return Sized(spec.text, spec.text, str(budget), asked, note=note)
     n, expected = _guess(points, budget.amount)
@@ -209,6 +214,8 @@ def fit_size(
             break
         n, expected = _guess(points, budget.amount)
     met = {**{n: expected}, **points}
+    if not _works(spec, n):
+        met = dict(points)
     n = min(met, key=lambda k: (abs(met[k] - budget.amount), k))
     chosen = with_size(spec, n)
     note = ""
@@ -216,10 +223,17 @@ def fit_size(
     if abs(met[n] - budget.amount) > 0.1 * budget.amount and flat:
         note = "its spend does not follow its size"
     elif met[n] > 1.25 * budget.amount:
-        note = f"the least that it can spend is above the budget ({name}={n})"
+        note = f"spends more than the budget even at {name}={n}"
     elif n == MOST_SIZE and met[n] < budget.amount:
         note = f"{name} is cut at {n:,}"
     return Sized(spec.text, chosen.text, str(budget), n, met[n], sorted(points.items()), note)
+
+
+def _works(spec: Spec, size: int) -> bool:
+    try:
+        return size_of(with_size(spec, size)) is not None
+    except LmpplError:
+        return False
 
 
 def _guess(points: dict[int, float], amount: int) -> tuple[int, float]:

@@ -292,11 +292,21 @@ def test_a_size_meets_its_budget(per_particle: float, fixed: float, amount: int,
 
 def test_what_cannot_meet_its_budget_says_so() -> None:
     above = fit_size(parse_engine("smc"), Budget("tokens", 10), costs(30.0)[0])
-    assert (above.size, above.note[:27]) == (1, "the least that it can spend")
+    assert (above.size, above.note) == (1, "spends more than the budget even at particles=1")
     constant = fit_size(parse_engine("smc"), Budget("tokens", 100), costs(0.0, 10.0)[0])
     assert constant.note == "its spend does not follow its size"
     broken = fit_size(parse_engine("smc:particles=9"), Budget("tokens", 100), lambda spec: None)
     assert (broken.engine, broken.note[:18]) == ("smc:particles=9", "every probe failed")
+
+
+def test_the_length_of_a_chain_is_its_size() -> None:
+    ask, _ = costs(3.0)
+    found = fit_size(parse_engine("particle_gibbs:particles=4"), Budget("tokens", 60), ask)
+    assert found.engine == "particle_gibbs:particles=4,sweeps=20"
+    # 20 sweeps are fewer than it throws away: it runs at what was asked for
+    burn = fit_size(parse_engine("particle_gibbs:burn_in=50"), Budget("tokens", 60), ask)
+    assert (burn.size, burn.expected) == (100, 300)
+    assert burn.note == "spends more than the budget even at sweeps=100"
 
 
 def test_lists_of_engines_and_budgets() -> None:
