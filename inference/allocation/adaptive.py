@@ -219,7 +219,7 @@ def gain(counts: Sequence[float], k: int) -> float:
 
     Σ_j P(j of k for the first) max(P', 1 - P') - P, with j beta-binomial; the first two answers only.
 
-    >>> gain([0, 0], 1), round(gain([9, 0], 1), 6)
+    >>> round(gain([0, 0], 1), 6), round(gain([9, 0], 1), 6)
     (0.25, 0.0)
     """
     first, second = (*sorted(map(float, counts), reverse=True), 0.0, 0.0)[:2]

@@ -40,7 +40,7 @@ Prices = Mapping[str, tuple[float, float]]
 def majority_probability(first: float, second: float) -> float:
     """P(θ > ½) for θ ~ Beta(v₁ + 1, v₂ + 1): the leader of two answers is the more probable one.
 
-    >>> majority_probability(0, 0), majority_probability(3, 0)
+    >>> round(majority_probability(0, 0), 9), round(majority_probability(3, 0), 9)
     (0.5, 0.9375)
     """
     if not (math.isfinite(first) and math.isfinite(second) and first >= 0.0 and second >= 0.0):
@@ -95,7 +95,7 @@ def entropy(counts: Sequence[float]) -> float:
 def certainty(counts: Sequence[float]) -> float:
     """(log n - H) / log n of n answers: 1 when all agree, 0 when no two do.
 
-    >>> certainty([4]), certainty([1, 1, 1]), certainty([1])
+    >>> certainty([4]), round(certainty([1, 1, 1]), 9), certainty([1])
     (1.0, 0.0, 0.0)
     """
     total = math.fsum(counts)
