@@ -219,7 +219,8 @@ def fit_size(
     n = min(met, key=lambda k: (abs(met[k] - budget.amount), k))
     chosen = with_size(spec, n)
     note = ""
-    flat = len(points) > 1 and max(points.values()) <= 1.02 * min(points.values())
+    largest = [points[k] for k in sorted(points)[-2:]]
+    flat = len(points) > 1 and max(largest) <= 1.02 * min(largest)
     if abs(met[n] - budget.amount) > 0.1 * budget.amount and flat:
         note = "its spend does not follow its size"
     elif met[n] > 1.25 * budget.amount:
