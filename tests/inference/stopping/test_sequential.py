@@ -11,7 +11,16 @@ import pytest
 
 from lmppl import LM, Bernoulli, Categorical, factor, observe, program, sample
 from lmppl.errors import BadArgument
-from lmppl.inference import SMC, Beam, Enumerate, Forward, Importance, infer, infer_many
+from lmppl.inference import (
+    SMC,
+    Beam,
+    Enumerate,
+    Forward,
+    Importance,
+    Posterior,
+    infer,
+    infer_many,
+)
 from lmppl.inference.mcmc.particle_gibbs import ParticleGibbs
 from lmppl.inference.pooling import pool
 from lmppl.inference.stopping.criteria import BetaMajority, Budget
@@ -19,7 +28,7 @@ from lmppl.inference.stopping.rules import Rule, Threshold
 from lmppl.inference.stopping.sequential import LIMIT, Adaptive, Pooled, Sequential, Stopped
 from lmppl.inference.stopping.signals import SIGNALS, Readings, majority_probability
 from lmppl.lm.table import TableLM
-from lmppl.testing import assert_properly_weighted, check_keys, enumerate_exact, outcomes
+from lmppl.testing import LawBroken, assert_properly_weighted, check_keys, enumerate_exact, outcomes
 from lmppl.weights import exp
 
 AB = TableLM(["a", "b", "<eos>"], {(): [0.5, 0.3, 0.2], (0,): [0.1, 0.2, 0.7]})
@@ -61,6 +70,35 @@ def test_a_fixed_number_of_batches_is_properly_weighted(inner: Any) -> None:
     engine = Sequential(inner, NEVER, most=2)
     found = assert_properly_weighted(weighted, engine=engine, lm=AB, atol=1e-10)
     assert found.error < 1e-12
+
+
+def equal_runs(parts: Any) -> Any:
+    """A wrong pool: every run counts the same, whatever its evidence."""
+    pooled = pool(parts)
+    lw = np.concatenate([np.log(np.maximum(p.weights, 1e-300)) for p in parts])
+    return Posterior(pooled.traces, lw, pooled.log_evidence)
+
+
+def mean_of_logs(parts: Any) -> Any:
+    """A wrong pool: the mean of log-evidences, which is below the log of their mean."""
+    pooled = pool(parts)
+    pooled.log_evidence = float(np.mean([max(p.log_evidence, -700.0) for p in parts]))
+    return pooled
+
+
+@pytest.mark.parametrize("wrong", [equal_runs, mean_of_logs])
+def test_wrong_pools_are_rejected(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmppl.inference.stopping.sequential.pool", wrong)
+    with pytest.raises(LawBroken):
+        assert_properly_weighted(
+            weighted, engine=Sequential(Importance(1), NEVER, most=2), lm=AB, atol=1e-10
+        )
+
+
+def test_batches_that_share_keys_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmppl.inference.stopping.sequential.fold", lambda key, *data: key)
+    with pytest.raises(LawBroken, match="random key again"):
+        check_keys(weighted, engine=Sequential(Importance(2), NEVER, most=2), lm=AB)
 
 
 @pytest.mark.parametrize(
