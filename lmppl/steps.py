@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from lmppl.messages import Message
 from lmppl.errors import BadArgument, excerpt
+from lmppl.messages import Message
 from lmppl.trace import Entry, Trace
 
 STEPS = ("sample", "observe", "deterministic")

@@ -56,7 +56,7 @@ class Cascade(Engine):
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_particles(self.particles)
-        SMC(self.particles, resample_at=self.resample_at, guide=self.guide)  # type: ignore[arg-type]
+        SMC(self.particles, resample_at=self.resample_at, guide=self.guide)
         if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 0:
             raise BadArgument(f"most must be an integer of at least 0, got {self.most!r}")
         tokens(self.chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_kept_points_are_unbiased(n: int) -> None:
     for w in ([0.4, 0.3, 0.2, 0.05, 0.05], [1.0] * 6, [0.97, 0.01, 0.01, 0.01], [0.5, 0.5, 1e-12]):
         v = np.log(np.array(w))
         total = np.zeros(len(w))
-        for probability, log_pi in outcomes(lambda chance, v=v: keep(v, n, 3, chance)):
+        for probability, log_pi in outcomes(partial(keep, v, n, 3)):
             stays = np.isfinite(log_pi)
             assert stays.sum() == min(n, len(w))
             total[stays] += probability / np.exp(log_pi[stays])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -37,6 +38,11 @@ def state(trace: Trace) -> State:
     return tuple(sorted((e.address, e.value) for e in trace.sites if e.op == "sample"))
 
 
+def infer_by(fn: Callable[..., Any], engine: Engine, lm: Any, chance: Any) -> Any:
+    """One run, its chance given."""
+    return infer(fn, engine=engine, lm=lm, chance=chance)
+
+
 def kernel(
     fn: Callable[..., Any], engine: Callable[[Mapping[str, Any]], Engine], lm: Any = None
 ) -> tuple[list[State], np.ndarray, np.ndarray]:
@@ -46,9 +52,7 @@ def kernel(
     matrix = np.zeros((len(states), len(states)))
     for i, x in enumerate(states):
         start = engine(dict(x))
-        for probability, post in outcomes(
-            lambda chance, e=start: infer(fn, engine=e, lm=lm, chance=chance)
-        ):
+        for probability, post in outcomes(partial(infer_by, fn, start, lm)):
             matrix[i, states.index(state(post.traces[-1]))] += probability
     return states, np.array([law[x] for x in states]), matrix
 
@@ -132,6 +136,7 @@ def test_conditional_smc(fn: Any, scheme: str) -> None:
     assert error(fn, gibbs(resampling=scheme, resample_at="factor", always=True)) < ATOL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_three_particles(scheme: str) -> None:
     three = gibbs(particles=3, resampling=scheme, resample_at="factor", ess_threshold=0.9)
@@ -158,7 +163,7 @@ def test_ancestor_sampling(fn: Any) -> None:
 
 def test_guided() -> None:
     def likes(trace: Trace) -> float:
-        return 0.7 * trace["x"] - 0.1 * len(trace)
+        return float(0.7 * trace["x"] - 0.1 * len(trace))
 
     for more in ({}, {"ancestor_sampling": True}):
         settings = {"resample_at": "factor", "always": True, "guide": likes, **more}
@@ -178,7 +183,7 @@ def test_stationary_law_of_the_toys(fn: Any, value: Any, exact: float) -> None:
     assert abs(power[0, chosen].sum() - exact) < ATOL
 
 
-@pytest.mark.parametrize("particles", [4, 16])
+@pytest.mark.parametrize("particles", [4, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fn,value,exact", [(toy_a, "aa", 12 / 19), (toy_b, "long", 0.75)])
 def test_chains_of_the_toys(fn: Any, value: Any, exact: float, particles: int) -> None:
     """z-test at 1e-6 over independent chains of 12 sweeps; the first 4 are burn-in."""
@@ -273,9 +278,7 @@ def tempered_error(fn: Any, temperatures: tuple[float, ...] = (3.0, 1.0), **sett
             temperatures=temperatures, particles=2, sweeps=1, start=[dict(x) for x in s],
             resample_at="factor", **settings,
         )  # fmt: skip
-        for probability, post in outcomes(
-            lambda chance, e=engine: infer(fn, engine=e, chance=chance)
-        ):
+        for probability, post in outcomes(partial(infer_by, fn, engine, None)):
             end = (state(post.chains[hot][0]), state(post.traces[0]))
             after[states.index(end)] += p * probability
     return float(np.abs(after - pi).max())
@@ -341,7 +344,7 @@ def test_rejects_plain_systematic_draws(monkeypatch: Patch) -> None:
 @pytest.mark.parametrize("off", [-1, 1])
 def test_rejects_the_reference_at_another_time(monkeypatch: Patch, off: int) -> None:
     """The reference competes with the weight it has one barrier before, or after."""
-    real = conditional.history
+    real = conditional.__dict__["history"]
 
     def shifted(node: Any) -> Any:
         nodes = real(node)
