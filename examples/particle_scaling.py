@@ -186,16 +186,16 @@ def accuracy(
     problems: int,
     budgets: tuple[int, ...] = BUDGETS,
     methods: tuple[str, ...] = tuple(METHODS),
+    first: int = 0,
 ) -> Accuracy:
     """Which problems each method solves, by budget."""
     found: Accuracy = {name: {n: [] for n in budgets} for name in methods}
-    for problem in range(problems):
+    for problem in range(first, first + problems):
         prm = Reward.of(partial(score, overrating, problem), name="prm")
         for name in methods:
             for n in budgets:
-                first = found[name][budgets[0]]
                 if name == "greedy" and n != budgets[0]:  # it has no budget
-                    found[name][n].append(first[-1])
+                    found[name][n].append(found[name][budgets[0]][-1])
                 else:
                     got = METHODS[name](problem, prm, n, fold(0, "run", problem, n))
                     found[name][n].append(got == "right")
