@@ -146,10 +146,10 @@ class TabularMDP:
         except ValueError:  # an array compares entry by entry
             known = False
         if known:
-            return np.eye(len(self.states))[self.states.index(state)]
+            return np.asarray(np.eye(len(self.states))[self.states.index(state)])
         if isinstance(state, np.ndarray | list):
             return law("initial", state, (len(self.states),))
-        return np.eye(len(self.states))[self.index(state)]
+        return np.asarray(np.eye(len(self.states))[self.index(state)])
 
     def stages(self, horizon: int, state: Any = None) -> Stages:
         """The problem of `horizon` actions from `state`, by the module's table."""
