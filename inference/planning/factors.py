@@ -1,0 +1,151 @@
+"""A factored problem with its conventions worked out: what every factored method reads.
+
+Slices 0 … H; a factor of a slice holds its parents and the action, and passes on to one variable of
+the next slice, or to none: a reward whose scope fits into no transition's parents gets a factor of
+its own. The last slice has rewards alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmppl.errors import BadArgument
+from lmppl.inference.planning.mdp import ActionCost, FactoredMDP
+from lmppl.inference.planning.tables import Array, Mask, check_horizon
+
+WIDEST = 1 << 22
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of a slice."""
+
+    parents: tuple[int, ...]
+    table: Array | None
+    """P(x' | parents, a) as [parents…, A, x'], or none."""
+    local: Array
+    """The part of the reward that it holds, [parents…, A]."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A problem of H steps; the first N factors are the transitions of the N variables."""
+
+    sizes: tuple[int, ...]
+    factors: tuple[Factor, ...]
+    unary: tuple[Array, ...]
+    """Rewards of one variable, [size] each."""
+    cost: Array
+    """[A], subtracted in slices 0 … H-1."""
+    allowed: Mask
+    """[A]"""
+    counts: Array
+    """[H + 1] whether the rewards of a slice count."""
+    initial: tuple[Array, ...]
+    """Law of each variable in slice 0."""
+
+    @property
+    def horizon(self) -> int:
+        """H, the number of actions."""
+        return len(self.counts) - 1
+
+    @property
+    def span(self) -> float:
+        """The largest range of a local reward: the scale of temperatures."""
+        parts = [f.local for f in self.factors] + list(self.unary) + [self.cost]
+        return max(float(np.ptp(x)) for x in parts) or 1.0
+
+
+def factors_of(mdp: FactoredMDP, horizon: int, state: Mapping[str, Any] | None = None) -> Factors:
+    """Place every reward: on one variable, in a transition's factor, or in a factor of its own."""
+    check_horizon(horizon)
+    names = list(mdp.states)
+    a = len(mdp.actions)
+    sizes = tuple(len(v) for v in mdp.states.values())
+    parents: list[tuple[int, ...]] = []
+    tables: list[Array | None] = []
+    for name in names:
+        cpt = mdp.transitions[name]
+        parents.append(tuple(names.index(p) for p in cpt.parents))
+        tables.append(cpt.table)
+    locals_ = [np.zeros((*(sizes[i] for i in pa), a)) for pa in parents]
+    unary = [np.zeros(s) for s in sizes]
+    cost = np.zeros(a)
+    for r in mdp.rewards:
+        if isinstance(r, ActionCost):
+            cost = cost + r.cost
+            continue
+        scope = tuple(names.index(n) for n in r.scope)
+        if len(scope) == 1 and r.table.shape[-1] == 1:
+            unary[scope[0]] += r.table[:, 0]
+            continue
+        home = next((e for e, pa in enumerate(parents) if set(scope) <= set(pa)), None)
+        if home is None:
+            home = len(parents)
+            parents.append(scope)
+            tables.append(None)
+            locals_.append(np.zeros((*(sizes[i] for i in scope), a)))
+        # Bring the axes of the scope into the order of the factor's parents
+        order = sorted(range(len(scope)), key=lambda k: parents[home].index(scope[k]))
+        moved = np.transpose(r.table, (*order, len(scope)))
+        shape = [sizes[i] if i in scope else 1 for i in parents[home]]
+        locals_[home] += moved.reshape(*shape, moved.shape[-1])
+    counts = np.ones(horizon + 1)
+    if mdp.timing == "state_action":
+        counts[-1] = 0.0
+    if mdp.timing == "successor":
+        counts[0] = 0.0
+    codes = mdp.codes(mdp.initial if state is None else state)
+    return Factors(
+        sizes,
+        tuple(Factor(*x) for x in zip(parents, tables, locals_, strict=True)),
+        tuple(unary),
+        cost,
+        mdp.allowed,
+        counts,
+        tuple(np.eye(s)[c] for s, c in zip(sizes, codes, strict=True)),
+    )
+
+
+def padded(problem: Factors) -> dict[str, Array]:
+    """Arrays of one shape for all factors: k parents of d values each, a dummy variable last.
+
+    parents [E, k]; table [E, d^k, A, d]; local [E, d^k, A]; unary and initial [N + 1, d].
+    """
+    n, d, a = len(problem.sizes), max(problem.sizes), len(problem.cost)
+    k = max(1, *(len(f.parents) for f in problem.factors))
+    e = len(problem.factors)
+    if e * d ** (k + 1) * a > WIDEST:
+        raise BadArgument(
+            f"{e} factors with up to {k} parents of {d} values and {a} actions are too wide",
+            fix='split the widest table, or use method="rollout"',
+        )
+    parents = np.full((e, k), n)
+    table = np.zeros((e, *(d,) * k, a, d))
+    local = np.zeros((e, *(d,) * k, a))
+    table[..., 0] = 1.0
+    for i, f in enumerate(problem.factors):
+        parents[i, : len(f.parents)] = f.parents
+        at = (*(slice(problem.sizes[p]) for p in f.parents), *(0,) * (k - len(f.parents)))
+        local[(i, *at)] = f.local
+        if f.table is not None:
+            table[(i, *at)] = 0.0
+            table[(i, *at, slice(None), slice(f.table.shape[-1]))] = f.table
+    rows = np.zeros((2, n + 1, d))
+    for i, (u, p) in enumerate(zip(problem.unary, problem.initial, strict=True)):
+        rows[0, i, : len(u)], rows[1, i, : len(p)] = u, p
+    rows[1, n, 0] = 1.0
+    return {
+        "parents": parents,
+        "table": table.reshape(e, d**k, a, d),
+        "local": local.reshape(e, d**k, a),
+        "unary": rows[0],
+        "initial": rows[1],
+        "cost": problem.cost,
+        "allowed": problem.allowed.astype(float),
+        "counts": problem.counts,
+    }
