@@ -1,0 +1,317 @@
+"""`plan`: which action now, what each is worth, and how far to trust it.
+
+| method | value | for |
+| --- | --- | --- |
+| "dp" | exact | anything that fits into one table |
+| "lp" | exact (a table) or an upper bound (factored) | expected utility, nearly deterministic |
+| "vbp" | estimate | factored, noisy; may not converge, and says so |
+| "rollout" | estimate | factored, a cheap baseline that plans for an agent that does not react |
+
+"auto" is exact where |S|² A H is small. Elsewhere it asks the baseline and one of "lp" and "vbp",
+and lets the proposed first actions compete: simulated runs with common random numbers, continued by
+a policy that reacts, decide; ties go to the cheaper method. A plan is a policy, not a sequence.
+
+Reference: Lázaro-Gredilla, Ku, Murphy and George, What type of inference is planning? (2024).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lmppl.errors import BadArgument
+from lmppl.inference.planning import dp, lp, vbp, vilp
+from lmppl.inference.planning.factors import Factors, factors_of
+from lmppl.inference.planning.mdp import MOST_STATES, FactoredMDP, TabularMDP
+from lmppl.inference.planning.rollout import arollout, reactive, simulate
+from lmppl.inference.planning.tables import Array, check_horizon
+
+METHODS = ("auto", "dp", "lp", "vbp", "rollout")
+EXACT_WORK = 1e9
+MOST_VARIABLES = 30_000
+NEARLY_DETERMINISTIC = 0.25
+
+
+class NotConverged(UserWarning):
+    """An action read from messages that had not come to rest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a planner found.
+
+    `value_kind` is "exact", "upper_bound" or "estimate". `policy(t, state)` is a law over actions:
+    of the table for "dp", by planning again from that state for the factored methods.
+    """
+
+    method: str
+    action_values: dict[Any, float]
+    action_probs: dict[Any, float]
+    value: float
+    value_kind: str
+    policy: Callable[[int, Any], dict[Any, float]] = field(repr=False)
+    converged: bool = True
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def action(self) -> Any:
+        """The most probable first action; warns where the run did not converge."""
+        if not self.converged:
+            warnings.warn(
+                f"{self.method} did not converge after {self.diagnostics.get('sweeps')} sweeps "
+                f"(residual {self.diagnostics.get('residual', float('nan')):.3g}): its action is a "
+                'guess; use method="auto", which checks it by simulation',
+                NotConverged,
+                stacklevel=2,
+            )
+        return max(self.action_probs, key=self.action_probs.__getitem__)
+
+
+def plan(
+    mdp: TabularMDP | FactoredMDP,
+    state: Any = None,
+    horizon: int = 10,
+    method: str = "auto",
+    *,
+    risk_aversion: float = 0.0,
+    temperature: float = 0.0,
+    seed: int = 0,
+    rollouts: int = 300,
+    exact_work: float = EXACT_WORK,
+    **options: Any,
+) -> Plan:
+    """Plan `horizon` actions from a state that is seen.
+
+    Args:
+        mdp: the problem.
+        state: a label, or values by variable; the problem's own first state by default.
+        horizon: how many actions, not states.
+        method: see the module's table.
+        risk_aversion: -λ: positive avoids risk, negative seeks it, 0 is the expected utility.
+        temperature: of the policy, in units of the reward; 0 takes the best action.
+        seed: of the simulated runs of "auto".
+        rollouts: how many runs decide in "auto".
+        exact_work: |S|² A H up to which "auto" is exact.
+        options: of the message passing; see `lmppl.inference.planning.vbp.propagate`.
+
+    >>> walk = TabularMDP(3, ["left", "right"], [[[1, 0, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]],
+    ...     [[0, 1, 0], [0, 0, 1]]], [.1, 0, 1])
+    >>> found = plan(walk, 0, horizon=4)
+    >>> found.action, round(found.value, 6), found.value_kind
+    ('right', 2.1, 'exact')
+    >>> plan(walk, 0, horizon=2).policy(1, 0)
+    {'left': 1.0, 'right': 0.0}
+    """
+    check_horizon(horizon)
+    dp.check_numbers(risk_aversion, temperature)
+    if method not in METHODS:
+        raise BadArgument(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if isinstance(mdp, TabularMDP) and method in ("vbp", "rollout"):
+        raise BadArgument(
+            f"method={method!r} needs a FactoredMDP: a table has no factors",
+            fix='use method="dp", which is exact here',
+        )
+    if (risk_aversion or temperature) and method in ("lp", "rollout"):
+        raise BadArgument(
+            f"method={method!r} is about the expected utility and its best action",
+            value=f"risk_aversion={risk_aversion}, temperature={temperature}",
+            fix='use method="dp" or "vbp"',
+        )
+    risk = -risk_aversion
+    if method == "dp" or (method == "auto" and _small(mdp, horizon, exact_work)):
+        return _exact(mdp, state, horizon, risk, temperature)
+    if isinstance(mdp, TabularMDP):
+        if method == "auto":
+            return _exact(mdp, state, horizon, risk, temperature)
+        return _occupancy(mdp, state, horizon)
+    problem = factors_of(mdp, horizon, state)
+
+    def again(t: int, at: Any) -> dict[Any, float]:
+        _check_time(t, horizon)
+        return plan(
+            mdp, at, horizon - t, method, risk_aversion=risk_aversion, temperature=temperature,
+            seed=seed, rollouts=rollouts, exact_work=exact_work, **options,
+        ).action_probs  # fmt: skip
+
+    if method == "auto":
+        return _auto(mdp, problem, risk, temperature, seed, rollouts, again, options)
+    return _factored(mdp, problem, method, risk, temperature, again, options)
+
+
+def _small(mdp: TabularMDP | FactoredMDP, horizon: int, work: float) -> bool:
+    states = len(mdp.states) if isinstance(mdp, TabularMDP) else mdp.size
+    return states <= MOST_STATES and states**2 * len(mdp.actions) * horizon <= work
+
+
+def _exact(
+    mdp: TabularMDP | FactoredMDP, state: Any, horizon: int, risk: float, temperature: float
+) -> Plan:
+    flat = mdp.flat() if isinstance(mdp, FactoredMDP) else mdp
+
+    def label(at: Any) -> Any:
+        return tuple(mdp.full(at).values()) if isinstance(mdp, FactoredMDP) else at
+
+    first = flat.initial if state is None else flat.law_of(label(state))
+    found = dp.solve(flat, horizon, risk=risk, temperature=temperature, state=first)
+    seen = np.flatnonzero(first)
+    if len(seen) > 1:
+        raise BadArgument(
+            "plan needs a first state that is seen, got a law over several",
+            why="an action may depend on what is seen alone; a plan for each state would be clairvoyant",
+            fix="plan from one state, or make what is hidden a variable that the policy cannot read",
+        )
+    at = int(seen[0])
+
+    def policy(t: int, where: Any) -> dict[Any, float]:
+        _check_time(t, horizon)
+        return _named(mdp, found.policy[t, flat.index(label(where))])
+
+    return Plan(
+        "dp",
+        _named(mdp, found.action_values[0, at]),
+        _named(mdp, found.policy[0, at]),
+        found.value,
+        "exact",
+        policy,
+        diagnostics={"states": len(flat.states), "values": found.values},
+    )
+
+
+def _occupancy(mdp: TabularMDP, state: Any, horizon: int) -> Plan:
+    """The linear programme of a table; action values by its dual, which is the Bellman equation."""
+    exact = _exact(mdp, state, horizon, 0.0, 0.0)
+    stages = mdp.stages(horizon, state)
+    value, q = lp.occupancy(stages)
+    mass = q[0].sum(axis=0)
+    return Plan(
+        "lp",
+        exact.action_values,
+        _named(mdp, mass / mass.sum()),
+        value,
+        "exact",
+        exact.policy,
+        diagnostics={"occupancy": q},
+    )
+
+
+def _factored(
+    mdp: FactoredMDP, problem: Factors, method: str, risk: float, temperature: float,
+    policy: Callable[[int, Any], dict[Any, float]], options: Mapping[str, Any],
+) -> Plan:  # fmt: skip
+    if method == "vbp":
+        b = vbp.propagate(problem, risk=risk, temperature=temperature, **options)
+        told = {
+            "residual": b.residual, "sweeps": b.sweeps, "inner_iterations": b.inner_iterations,
+            "temperature": b.temperature, "schedule": options.get("schedule", "sequential"),
+            "marginals": b.beliefs,
+        }  # fmt: skip
+        return Plan(
+            "vbp", _named(mdp, b.action_values), _named(mdp, b.action_probs), b.value, "estimate",
+            policy, b.converged, told,
+        )  # fmt: skip
+    if options:
+        raise BadArgument(f"method={method!r} takes no {', '.join(options)}")
+    if method == "lp":
+        found = vilp.bound(problem)
+        return Plan(
+            "lp", _named(mdp, found.action_values), _named(mdp, found.action_probs), found.value,
+            "upper_bound", policy, diagnostics={"variables": found.variables},
+        )  # fmt: skip
+    scores = arollout(problem, _codes(problem))[0]
+    best = scores == scores.max()
+    return Plan(
+        "rollout", _named(mdp, scores), _named(mdp, best / best.sum()), float(scores.max()),
+        "estimate", policy,
+    )  # fmt: skip
+
+
+def _auto(
+    mdp: FactoredMDP, problem: Factors, risk: float, temperature: float, seed: int, rollouts: int,
+    policy: Callable[[int, Any], dict[Any, float]], options: Mapping[str, Any],
+) -> Plan:  # fmt: skip
+    """The baseline and one careful method propose; simulation with common numbers decides."""
+    noise = stochasticity(problem)
+    careful = "vbp"
+    sharp = noise < NEARLY_DETERMINISTIC and vilp.variables(problem) < MOST_VARIABLES
+    if risk == 0.0 and temperature == 0.0 and sharp:
+        careful = "lp"
+    plans = [_factored(mdp, problem, "rollout", risk, temperature, policy, {})]
+    chosen = options if careful == "vbp" else {}
+    plans.append(_factored(mdp, problem, careful, risk, temperature, policy, chosen))
+    n = rollouts
+    uniforms = np.random.default_rng(seed).random((n, problem.horizon, len(problem.sizes)))
+    start = np.repeat(_codes(problem), n, axis=0)
+    follow = reactive(problem)
+    runs: dict[Any, Array] = {}
+    for p in plans:
+        action = max(p.action_probs, key=p.action_probs.__getitem__)
+        if action not in runs:
+            first = mdp.actions.index(action)
+            runs[action] = simulate(problem, start, uniforms, follow, first)
+    means = {a: float(dp.certainty_equivalent(np.full(n, 1 / n), r, risk)) for a, r in runs.items()}
+    # Equal up to rounding is a tie, and max keeps the first: the cheaper method's
+    best = max(means, key=lambda a: round(means[a], 9))
+    winner = next(p for p in plans if max(p.action_probs, key=p.action_probs.__getitem__) == best)
+    told = {
+        "candidates": {
+            p.method: max(p.action_probs, key=p.action_probs.__getitem__) for p in plans
+        },
+        "rollout_means": means,
+        "standard_errors": {a: float(r.std(ddof=1) / np.sqrt(n)) for a, r in runs.items()},
+        "winner": winner.method,
+        "stochasticity": noise,
+        "careful": plans[1].diagnostics,
+        "careful_converged": plans[1].converged,
+    }
+    only = {a: float(a == best) for a in mdp.actions}
+    probs = winner.action_probs if temperature else only
+    return Plan("auto", dict(means), probs, means[best], "estimate", policy, True, told)
+
+
+def stochasticity(problem: Factors) -> float:
+    """Mean entropy of the rows of the transitions, relative to the uniform law's."""
+    parts = []
+    for f in problem.factors:
+        if f.table is not None and f.table.shape[-1] > 1:
+            p = np.maximum(f.table, 1e-300)
+            parts.append(float(-(p * np.log(p)).sum(axis=-1).mean() / np.log(p.shape[-1])))
+    return float(np.mean(parts)) if parts else 0.0
+
+
+@dataclass
+class RecedingHorizon:
+    """Plan, act once, look, plan again.
+
+    Args:
+        mdp: the problem.
+        lookahead: how many actions each plan has.
+        method: of `plan`.
+        options: passed to `plan`.
+    """
+
+    mdp: TabularMDP | FactoredMDP
+    lookahead: int = 9
+    method: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def act(self, state: Any, remaining: int | None = None) -> Any:
+        """The action in a state, with `remaining` actions to go."""
+        depth = self.lookahead if remaining is None else min(self.lookahead, remaining)
+        return plan(self.mdp, state, depth, self.method, **self.options).action
+
+
+def _codes(problem: Factors) -> Any:
+    return np.array([[int(p.argmax()) for p in problem.initial]])
+
+
+def _named(mdp: TabularMDP | FactoredMDP, values: Array) -> dict[Any, float]:
+    return {a: float(v) for a, v in zip(mdp.actions, values, strict=True)}
+
+
+def _check_time(t: int, horizon: int) -> None:
+    if not 0 <= t < horizon:
+        raise BadArgument(f"the plan has actions at times 0 to {horizon - 1}, not {t!r}")
