@@ -218,7 +218,7 @@ def test_the_reactive_continuation_reacts() -> None:
 
 @pytest.mark.slow
 def test_flooding_oscillates_and_says_so() -> None:
-    """The reactive task with a shared action, near-hard choices: in turn rests, at once does not."""
+    """Six variables that share one action, near-hard choices: in turn rests, at once does not."""
     rests = {"sequential": 0, "flooding": 0}
     for seed in range(6):
         problem = factors_of(network(seed, 6), 4)
