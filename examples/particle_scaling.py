@@ -11,8 +11,8 @@ Every engine may draw N chains' worth of steps. Two rewards of the same noise:
 * good: +2 nats for a right step, -2 for a slip;
 * overrating: besides, one slip in ten is taken for very good, and so is all that follows from it.
 
-With the good one, a filter of 4 particles does what best-of-16 does: the 4 to 16 times of the
-literature. With the overrating one, what maximises (best-of-N, beam, DVTS) or sharpens (odds) finds
+With the good one, a filter (or a beam) of 4 does what best-of-N does with 16 to 64: the 4 to 16
+times of the literature. With the overrating one, what maximises (best-of-N, beam, DVTS) or sharpens (odds) finds
 the overrated chains, and finds them more surely the larger N is; a filter by probabilities with a
 weighted vote goes on rising, because many right chains outweigh a few overrated ones.
 
