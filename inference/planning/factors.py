@@ -128,13 +128,14 @@ def padded(problem: Factors) -> dict[str, Array]:
     table = np.zeros((e, *(d,) * k, a, d))
     local = np.zeros((e, *(d,) * k, a))
     table[..., 0] = 1.0
+    at: Any
     for i, f in enumerate(problem.factors):
         parents[i, : len(f.parents)] = f.parents
         at = (*(slice(problem.sizes[p]) for p in f.parents), *(0,) * (k - len(f.parents)))
-        local[(i, *at)] = f.local
+        local[i][at] = f.local
         if f.table is not None:
-            table[(i, *at)] = 0.0
-            table[(i, *at, slice(None), slice(f.table.shape[-1]))] = f.table
+            table[i][at] = 0.0
+            table[i][(*at, slice(None), slice(f.table.shape[-1]))] = f.table
     rows = np.zeros((2, n + 1, d))
     for i, (u, p) in enumerate(zip(problem.unary, problem.initial, strict=True)):
         rows[0, i, : len(u)], rows[1, i, : len(p)] = u, p
