@@ -18,6 +18,7 @@ PUBLIC = [
     "lmppl.handlers",
     "lmppl.inference",
     "lmppl.inference.learning",
+    "lmppl.inference.planning",
     "lmppl.lm",
     "lmppl.testing",
 ]

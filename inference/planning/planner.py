@@ -26,6 +26,7 @@ import numpy as np
 from lmppl.errors import BadArgument
 from lmppl.inference.planning import dp, lp, vbp, vilp
 from lmppl.inference.planning.factors import Factors, factors_of
+from lmppl.inference.planning.kinds import certainty_equivalent
 from lmppl.inference.planning.mdp import MOST_STATES, FactoredMDP, TabularMDP
 from lmppl.inference.planning.rollout import arollout, reactive, simulate
 from lmppl.inference.planning.tables import Array, check_horizon
@@ -252,7 +253,7 @@ def _auto(
         if action not in runs:
             first = mdp.actions.index(action)
             runs[action] = simulate(problem, start, uniforms, follow, first)
-    means = {a: float(dp.certainty_equivalent(np.full(n, 1 / n), r, risk)) for a, r in runs.items()}
+    means = {a: float(certainty_equivalent(np.full(n, 1 / n), r, risk)) for a, r in runs.items()}
     # Equal up to rounding is a tie, and max keeps the first: the cheaper method's
     best = max(means, key=lambda a: round(means[a], 9))
     winner = next(p for p in plans if max(p.action_probs, key=p.action_probs.__getitem__) == best)

@@ -87,7 +87,7 @@ def simulate(
                 following[:, i] = np.minimum(below.sum(axis=1), law.shape[1] - 1)
         states = following
     zero = np.zeros(n, np.intp)
-    return total + problem.counts[-1] * realised(problem, states, zero)
+    return np.asarray(total + problem.counts[-1] * realised(problem, states, zero))
 
 
 def realised(problem: Factors, states: Codes, actions: Codes) -> Array:

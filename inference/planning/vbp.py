@@ -135,6 +135,9 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
     def safe(p: Any) -> Any:
         return jnp.maximum(jnp.log(jnp.maximum(p, 1e-300)), LOW)
 
+    def entropy(p: Any) -> Any:
+        return -(p * jnp.log(jnp.maximum(p, 1e-300))).sum()
+
     def run(given: Any, num: Any) -> Any:
         parents, table, local = given["parents"], given["table"], given["local"]
         e_n, k = parents.shape
@@ -296,7 +299,6 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             log_q = lam * (b_next[:, :, None, None] - kk[:-1][..., None])
             spent = (joint[:-1][..., None] * table[None] * jnp.exp(log_q) * log_q).sum()
             cube = bel.reshape(slices, e_n, *(d,) * k)
-            entropy = lambda p: -(p * jnp.log(jnp.maximum(p, 1e-300))).sum()  # noqa: E731
             apart = sum(
                 entropy(cube.sum(axis=tuple(2 + i for i in range(k) if i != j))) for j in range(k)
             )

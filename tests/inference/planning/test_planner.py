@@ -50,7 +50,7 @@ def test_every_method_of_a_table_agrees() -> None:
     assert exact.action == by_lp.action == plan(WALK, "a", 4).action == "right"
     assert exact.value == pytest.approx(by_lp.value) == pytest.approx(2.1)
     assert exact.value_kind == by_lp.value_kind == "exact"
-    assert exact.policy(3, "c")["right"] == 0.0 or exact.policy(3, "c")["left"] == 0.0
+    assert exact.policy(2, "c") == by_lp.policy(2, "c") == {"left": 0.0, "right": 1.0}
 
 
 def test_a_plan_is_a_policy() -> None:
@@ -62,7 +62,12 @@ def test_a_plan_is_a_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("coins", "safe", "right"), [(1, 0.6, "risky"), (2, 0.85, "safe"), (2, 0.6, "risky")]
+    ("coins", "safe", "right"),
+    [
+        (1, 0.6, "risky"),
+        pytest.param(2, 0.85, "safe", marks=pytest.mark.slow),
+        pytest.param(2, 0.6, "risky", marks=pytest.mark.slow),
+    ],
 )
 def test_auto_is_not_fooled(coins: int, safe: float, right: str) -> None:
     """The tables are forbidden; the baseline misses the first, the messages the second."""
@@ -124,7 +129,7 @@ def test_what_is_refused() -> None:
     for wrong in ({"method": "best"}, {"method": "vbp"}, {"method": "lp", "temperature": 1.0},
                   {"horizon": 0}, {"temperature": -1.0}):  # fmt: skip
         with pytest.raises(BadArgument):
-            plan(WALK, "a", **wrong)  # type: ignore[arg-type]
+            plan(WALK, "a", **wrong)
     with pytest.raises(BadArgument, match="times 0 to 1"):
         plan(WALK, "a", 2).policy(2, "a")
 

@@ -18,7 +18,8 @@ from lmppl.inference.planning.vilp import bound
 pytest.importorskip("jax")
 pytest.importorskip("scipy")
 
-STAY = np.eye(3)
+
+Rewards = list[Reward | ActionCost]
 
 
 def modes() -> np.ndarray[Any, Any]:
@@ -84,7 +85,7 @@ def network(seed: int, n: int = 3, a: int = 2, timing: str = "state_action") -> 
         pa = [names[i], names[(i + 1) % n]]
         cpts[name] = CPT(pa, rng.dirichlet(np.ones(2), (2, 2, a)))
     table = rng.normal(size=(2, a) if timing == "state_action" else 2)
-    rewards = [Reward([names[0]], table), Reward([names[1]], rng.normal(size=2)),
+    rewards: Rewards = [Reward([names[0]], table), Reward([names[1]], rng.normal(size=2)),
                Reward([names[0], names[2]], rng.normal(size=(2, 2))),
                ActionCost(rng.normal(size=a))]  # fmt: skip
     return FactoredMDP(dict.fromkeys(names, 2), a, cpts, rewards, timing=timing)
@@ -99,7 +100,7 @@ def test_one_variable_under_the_other_conventions(timing: str) -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)
         cpt = CPT(["x"], rng.dirichlet(np.ones(3), (3, 2)))
-        rewards = [Reward(["x"], rng.normal(size=3)), ActionCost(rng.normal(size=2))]
+        rewards: Rewards = [Reward(["x"], rng.normal(size=3)), ActionCost(rng.normal(size=2))]
         mdp = FactoredMDP({"x": 3}, 2, {"x": cpt}, rewards, timing=timing)
         got = propagate(factors_of(mdp, 5), temperature=1e-4, anneal=False, sweeps=2)
         assert got.value == pytest.approx(dp.solve(mdp, 5).value, abs=1e-3)
