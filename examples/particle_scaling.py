@@ -38,6 +38,7 @@ from lmppl.random import fold, hash_text, uniform
 from lmppl.trace import Trace
 
 NEEDS = "matplotlib"
+SLOW = True
 
 STEPS = 10
 RIGHT, SLIPS = "abcdefgh", "ABCDEFGH"

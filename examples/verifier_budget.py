@@ -26,6 +26,7 @@ from lmppl.comparing import SUMMARY, Comparison, compare
 from lmppl.inference.rundir import RESULTS
 
 NEEDS = "smollm2"
+SLOW = True
 
 HERE = Path(__file__).parent
 ENGINES = ("greedy", "forward", "smc", "beam:expand=2")

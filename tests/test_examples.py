@@ -1,7 +1,8 @@
 """Every example runs at its default size, and asserts a number known by other means.
 
 An example that needs more than the core says so: `NEEDS = "smollm2"` marks it `model`, any other
-word (or a tuple of them) is a package without which it is skipped.
+word (or a tuple of them) is a package without which it is skipped. `SLOW = True` leaves it to
+`make test-all`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ def has_assert(source: str) -> bool:
 
 
 def parameter(path: Path) -> Any:
-    marks = [pytest.mark.model] if "smollm2" in needs(path.read_text()) else []
+    source = path.read_text()
+    marks = [pytest.mark.model] if "smollm2" in needs(source) else []
+    if "\nSLOW = True\n" in source:
+        marks.append(pytest.mark.slow)
     return pytest.param(path, marks=marks, id=str(path.relative_to(FOLDER)))
 
 

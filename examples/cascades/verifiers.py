@@ -15,6 +15,7 @@ from lmppl import LM, Choice, observe, program, sample
 from lmppl.inference import SMC, Enumerate, Importance, Rejection, infer
 from lmppl.lm.table import TableLM
 
+SLOW = True
 MODEL = TableLM(
     ["Q", " short", " long", " 8", " 12", " pass", " fail"],
     {

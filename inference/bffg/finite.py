@@ -184,7 +184,7 @@ class FiniteLeaf:
 
     def _log(self, table: Array, y: Array) -> Array:
         seen = jnp.isfinite(y) & (y >= 0)
-        column = table[:, jnp.where(seen, y, 0).astype(jnp.int32)]
+        column = jnp.asarray(table)[:, jnp.where(seen, y, 0).astype(jnp.int32)]
         return jnp.where(seen, safe_log(column), 0.0)
 
     def message(self, y: Array, anchor: Array) -> Table:
