@@ -8,6 +8,7 @@ The package is about JAX, and is imported on demand: `from lmppl.inference impor
 """
 
 from lmppl.inference.bffg.backward import BackwardFilter, backward, refine
+from lmppl.inference.bffg.diffusions import Steps, euler, euler_steps, linear_sde, time_grid
 from lmppl.inference.bffg.explain import explain, is_exact
 from lmppl.inference.bffg.finite import Finite, FiniteLeaf, Sparse
 from lmppl.inference.bffg.forward import draw_noise, forward, guided_path, log_weight, path_score
@@ -16,6 +17,22 @@ from lmppl.inference.bffg.gaussian import (
     LinearGaussian,
     NonlinearGaussian,
     NonlinearLeaf,
+)
+from lmppl.inference.bffg.interacting import (
+    Independent,
+    Interacting,
+    ParticleLeaf,
+    sir_law,
+    sir_profile,
+)
+from lmppl.inference.bffg.jumps import (
+    GammaProcess,
+    GammaRate,
+    GammaStep,
+    PinnedLeaf,
+    PoissonLeaf,
+    PoissonProcess,
+    PoissonStep,
 )
 from lmppl.inference.bffg.kernels import Guessed, Kernel, Surrogate, guided, surrogate
 from lmppl.inference.bffg.messages import Factors, Gamma, Gaussian, Message, Table
@@ -41,10 +58,15 @@ __all__ = [
     "Finite",
     "FiniteLeaf",
     "Gamma",
+    "GammaProcess",
+    "GammaRate",
+    "GammaStep",
     "Gaussian",
     "GaussianLeaf",
     "Guessed",
     "Guided",
+    "Independent",
+    "Interacting",
     "Kernel",
     "LinearGaussian",
     "Message",
@@ -53,8 +75,14 @@ __all__ = [
     "NonlinearLeaf",
     "PCN",
     "PMMH",
+    "ParticleLeaf",
+    "PinnedLeaf",
     "Point",
+    "PoissonLeaf",
+    "PoissonProcess",
+    "PoissonStep",
     "Sparse",
+    "Steps",
     "Surrogate",
     "Table",
     "backward",
@@ -62,12 +90,15 @@ __all__ = [
     "conditional_filter",
     "dag",
     "draw_noise",
+    "euler",
+    "euler_steps",
     "explain",
     "factor",
     "forward",
     "guided",
     "guided_path",
     "is_exact",
+    "linear_sde",
     "log_weight",
     "pareto_k",
     "particle_gibbs",
@@ -76,7 +107,10 @@ __all__ = [
     "refine",
     "sample_noise",
     "simulate",
+    "sir_law",
+    "sir_profile",
     "surrogate",
+    "time_grid",
     "tree",
     "unguided",
 ]

@@ -38,6 +38,7 @@ def _edge_types(model: Model, bucket: Bucket, params: Any) -> dict[str, Any]:
             family="value" if g is None else type(g).__name__,
             rung=1 if g is None else rung(kernel, k_tilde, g),
             exact=k_tilde is kernel is made and p < 2,
+            early=g is None or before_draw(kernel, rung(kernel, k_tilde, g)),
         )
         return 0
 
@@ -84,7 +85,7 @@ def explain(
             "weight 1"
             if t["exact"]
             else "weight before draw"
-            if before_draw(t["rung"])
+            if t["early"]
             else "weight after draw",
         ]
         if p > 1:

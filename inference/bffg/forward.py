@@ -280,13 +280,9 @@ def _paths(bf: BackwardFilter, noise: Noise) -> Any:
     return jax.vmap(lambda z: guided_path(bf, z))(noise)
 
 
-def edge_rung(bf_model: Model, kind: str, params: Any, g: Any, anchor: Array) -> int:
-    """The rung of the edges of a kind."""
-    node = bf_model.kinds.index(kind)
-    kernel, k_tilde = resolve(bf_model.kernels[kind](params, bf_model.covariate(node)), anchor)
-    return rung(kernel, k_tilde, g)
-
-
 def is_before_draw(bf: BackwardFilter, kind: str) -> bool:
     """Whether the weights of a kind are known before the child is drawn."""
-    return before_draw(edge_rung(bf.model, kind, bf.params, rows(bf.g, 0), bf.anchors[0]))
+    node = bf.model.kinds.index(kind)
+    made = bf.model.kernels[kind](bf.params, bf.model.covariate(node))
+    kernel, k_tilde = resolve(made, bf.anchors[0])
+    return before_draw(kernel, rung(kernel, k_tilde, rows(bf.g, 0)))

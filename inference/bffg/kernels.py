@@ -49,6 +49,9 @@ class Kernel(ABC):
     With several parents, `parent` holds their states stacked along a first axis.
     """
 
+    after_draw = False
+    """Whether even its closed form knows the weight only with the child."""
+
     @property
     @abstractmethod
     def noise(self) -> tuple[int, ...]:
@@ -247,9 +250,9 @@ def score(
     return log_q, kernel.log_prob(x, y) + g.log_value(y) - log_q
 
 
-def before_draw(level: int) -> bool:
+def before_draw(kernel: Kernel, level: int) -> bool:
     """Whether the weight is known before the child is drawn: then score, resample, draw."""
-    return level <= 2
+    return level <= 2 and not kernel.after_draw
 
 
 def _tilted(kernel: Kernel, g: Message, x: Array, values: Array) -> Array:
