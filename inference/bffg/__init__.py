@@ -12,6 +12,7 @@ from lmppl.inference.bffg.diffusions import Steps, euler, euler_steps, linear_sd
 from lmppl.inference.bffg.explain import explain, is_exact
 from lmppl.inference.bffg.finite import Finite, FiniteLeaf, Sparse
 from lmppl.inference.bffg.forward import draw_noise, forward, guided_path, log_weight, path_score
+from lmppl.inference.bffg.from_program import Converted, from_program
 from lmppl.inference.bffg.gaussian import (
     GaussianLeaf,
     LinearGaussian,
@@ -87,7 +88,9 @@ __all__ = [
     "Table",
     "backward",
     "chain",
+    "Converted",
     "conditional_filter",
+    "from_program",
     "dag",
     "draw_noise",
     "euler",

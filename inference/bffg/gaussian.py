@@ -207,19 +207,22 @@ def _nonlinear(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GaussianLeaf:
-    """An observation y = A x + N(0, R); nan in y marks what is missing, in whole or in part.
+    """An observation y = A x + shift + N(0, R); nan in y marks what is missing, whole or in part.
 
     Args:
         A: matrix [m, d].
         R: covariance [m, m], regular.
+        shift: of the mean [m]; 0 when left out.
     """
 
     A: Array
     R: Array
+    shift: Array | None = None
     exact = True
 
     def _parts(self, y: Array, x: Array) -> tuple[Array, Array, Array, Array]:
         seen = jnp.isfinite(y)
+        y = y if self.shift is None else y - self.shift
         # cleaned before use: a nan in a branch not taken still makes nan gradients
         A = jnp.where(seen[:, None], self.A, 0.0)
         R = jnp.where(seen[:, None] & seen[None, :], self.R, jnp.eye(y.shape[0], dtype=A.dtype))
