@@ -41,6 +41,14 @@ from lmppl.inference.bffg.model import Model, Point, chain, dag, tree
 from lmppl.inference.bffg.particle_filter import conditional_filter, particle_gibbs
 from lmppl.inference.bffg.pcn import PCN, PMMH, pcn
 from lmppl.inference.bffg.result import Guided, pareto_k
+from lmppl.inference.bffg.strings import (
+    DFA,
+    HMM,
+    HMMAutomaton,
+    automaton,
+    fit_hmm,
+    guided_strings,
+)
 from lmppl.inference.bffg.unguided import simulate, unguided
 
 
@@ -89,6 +97,12 @@ __all__ = [
     "backward",
     "chain",
     "Converted",
+    "DFA",
+    "HMM",
+    "HMMAutomaton",
+    "automaton",
+    "fit_hmm",
+    "guided_strings",
     "conditional_filter",
     "from_program",
     "dag",
