@@ -13,6 +13,7 @@ from lmppl.inference.bffg.explain import explain, is_exact
 from lmppl.inference.bffg.finite import Finite, FiniteLeaf, Sparse
 from lmppl.inference.bffg.forward import draw_noise, forward, guided_path, log_weight, path_score
 from lmppl.inference.bffg.from_program import Converted, from_program
+from lmppl.inference.bffg.gamma_process import GammaProcess, GammaRate, GammaStep, PinnedLeaf
 from lmppl.inference.bffg.gaussian import (
     GaussianLeaf,
     LinearGaussian,
@@ -26,20 +27,12 @@ from lmppl.inference.bffg.interacting import (
     sir_law,
     sir_profile,
 )
-from lmppl.inference.bffg.jumps import (
-    GammaProcess,
-    GammaRate,
-    GammaStep,
-    PinnedLeaf,
-    PoissonLeaf,
-    PoissonProcess,
-    PoissonStep,
-)
 from lmppl.inference.bffg.kernels import Guessed, Kernel, Surrogate, guided, surrogate
 from lmppl.inference.bffg.messages import Factors, Gamma, Gaussian, Message, Table
 from lmppl.inference.bffg.model import Model, Point, chain, dag, tree
 from lmppl.inference.bffg.particle_filter import conditional_filter, particle_gibbs
 from lmppl.inference.bffg.pcn import PCN, PMMH, pcn
+from lmppl.inference.bffg.poisson_process import PoissonLeaf, PoissonProcess, PoissonStep
 from lmppl.inference.bffg.result import Guided, pareto_k
 from lmppl.inference.bffg.strings import (
     DFA,

@@ -13,14 +13,14 @@ affine and its noise constant, to a numerical check, it becomes an exact `Linear
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmppl.context import Context, local
 from lmppl.distributions import Distribution
 from lmppl.errors import BadArgument, LmpplError
 from lmppl.inference.bffg.finite import Finite, FiniteLeaf
@@ -32,9 +32,16 @@ from lmppl.inference.bffg.gaussian import (
 )
 from lmppl.inference.bffg.messages import Array
 from lmppl.inference.bffg.model import Model, Point, chain
-from lmppl.messages import Message
-
-SHAPE = "from_program takes a program with one loop, whose step draws the next state and returns it"
+from lmppl.inference.bffg.recorder import (
+    SHAPE,
+    Recorder,
+    any_value,
+    base_of,
+    is_gaussian,
+    moments,
+    run_step,
+    support,
+)
 
 
 @dataclass(frozen=True)
@@ -62,78 +69,6 @@ class Converted:
         return table[np.asarray(values)]
 
 
-@dataclass
-class _Seen:
-    """What a run of the program, or of one step, did."""
-
-    samples: list[tuple[str, Any]] = field(default_factory=list)
-    observed: list[tuple[str, Any, Any]] = field(default_factory=list)
-
-
-class Recorder(Context):
-    """A run whose states are given, and whose laws are kept.
-
-    Args:
-        choose: the value of a sample site, given its law.
-    """
-
-    def __init__(self, choose: Callable[[Any], Any]) -> None:
-        """Start with nothing seen."""
-        super().__init__([])
-        self.choose = choose
-        self.seen = _Seen()
-        self.steps: list[tuple[Callable[..., Any], Any, int, str]] = []
-        self.loops = 0
-        self.before = 0
-        """Observations before the loop."""
-
-    def answer(self, message: Message) -> None:
-        """Keep laws and observations; refuse what a chain does not have."""
-        if message.op == "sample":
-            message.value = self.choose(message.dist)
-            self.seen.samples.append((message.address, message.dist))
-        elif message.op == "observe":
-            self.seen.observed.append((message.address, message.dist, message.value))
-        elif message.op == "cached":
-            message.value = message.fn(*message.args)
-        elif message.op not in ("deterministic", "param"):
-            raise BadArgument(
-                f"site {message.address!r}: from_program cannot convert {message.op!r}", why=SHAPE
-            )
-        message.done = True
-
-    def mark(self) -> Any:
-        """There is no tape."""
-        return None
-
-    def fold(self, base: Any, op: str, address: str, value: Any, note: Any = None) -> None:
-        """There is no tape."""
-
-    def run(self, address: str, steps: Any) -> Any:
-        """Keep the steps of the loop, and run them."""
-        self.loops += 1
-        self.before = len(self.seen.observed)
-        try:
-            thunk = next(steps)
-            while True:
-                if not hasattr(thunk, "func"):
-                    raise BadArgument(f"{address!r} is no loop", why=SHAPE)
-                carry, t = thunk.args
-                self.steps.append((thunk.func, carry, t, self.scope))
-                thunk = steps.send(thunk())
-        except StopIteration as stop:
-            return stop.value
-
-    def enter(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run `fn` here."""
-        before = local.active
-        local.active = self
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            local.active = before
-
-
 def from_program(program: Callable[..., Any], *args: Any, **kwargs: Any) -> Converted:
     """The model and the data of a program.
 
@@ -150,7 +85,7 @@ def from_program(program: Callable[..., Any], *args: Any, **kwargs: Any) -> Conv
     >>> found.addresses, found.states
     (('', 'loop[0]/x', 'loop[1]/x', 'loop[2]/x'), (0, 1))
     """
-    recorder = Recorder(_any_value)
+    recorder = Recorder(any_value)
     recorder.enter(getattr(program, "fn", program), *args, **kwargs)
     if recorder.loops != 1 or not recorder.steps:
         raise BadArgument(f"{SHAPE}; this one has {recorder.loops} loops")
@@ -167,53 +102,19 @@ def from_program(program: Callable[..., Any], *args: Any, **kwargs: Any) -> Conv
     if recorder.before:
         raise BadArgument("from_program cannot convert an observation before the loop", why=SHAPE)
     first = recorder.steps[0][1]
-    if _is_gaussian(laws[-1]):
+    if is_gaussian(laws[-1]):
         model, data = _gaussian_chain(recorder, prior, first)
         return Converted(model, data, addresses)
     return _finite_chain(recorder, prior, first, addresses)
 
 
-def _any_value(law: Any) -> Any:
-    if _is_gaussian(law):
-        return _moments(law)[0]
-    return _support(law)[0][0]
-
-
-def _step(step: tuple[Any, Any, int, str], carry: Any, value: Any = None) -> _Seen:
-    """What a step does from a carry, when the state it draws is `value`."""
-    fn, _, t, scope = step
-    recorder = Recorder(_any_value if value is None else lambda law: value)
-    recorder.scope = scope
-    result = recorder.enter(fn, carry, t)
-    seen = recorder.seen
-    if len(seen.samples) != 1 or len(seen.observed) > 1:
-        raise BadArgument(
-            f"step {t} has {len(seen.samples)} sample and {len(seen.observed)} observe sites",
-            why=SHAPE,
-        )
-    if value is not None and result is not value and not np.array_equal(result, value):
-        raise BadArgument(f"step {t} does not return the state that it draws", why=SHAPE)
-    return seen
-
-
 # -- finite states -------------------------------------------------------------------------------
-
-
-def _support(law: Any) -> list[tuple[Any, float]]:
-    from lmppl.distributions import _plain_env
-    from lmppl.jobs import run_now
-    from lmppl.ledger import Ledger
-
-    pairs: list[tuple[Any, float]] = run_now(
-        law.support(_plain_env(None)), _plain_env(None), Ledger()
-    )
-    return pairs
 
 
 def _finite_chain(
     recorder: Recorder, prior: Any, first: Any, addresses: tuple[str, ...]
 ) -> Converted:
-    start = [first] if prior is None else [v for v, _ in _support(prior)]
+    start = [first] if prior is None else [v for v, _ in support(prior)]
     states: dict[Any, int] = {}
     for v in start:
         states.setdefault(v, len(states))
@@ -221,8 +122,8 @@ def _finite_chain(
     for step in recorder.steps:
         found: dict[Any, dict[Any, float]] = {}
         for x in reach:
-            _, law = _step(step, x).samples[0]
-            found[x] = {v: float(np.exp(lp)) for v, lp in _support(law)}
+            _, law = run_step(step, x).samples[0]
+            found[x] = {v: float(np.exp(lp)) for v, lp in support(law)}
         rows.append(found)
         reach = list(dict.fromkeys(v for row in found.values() for v in row))
         for v in reach:
@@ -238,7 +139,7 @@ def _finite_chain(
                 P[t + 1, states[x], states[v]] += p
     E = [np.array([table.get(v, 1.0) for v in states]) for table in tables]
     root = np.zeros(size)
-    for v, lp in _support(prior) if prior is not None else [(first, 0.0)]:
+    for v, lp in support(prior) if prior is not None else [(first, 0.0)]:
         root[states[v]] += np.exp(lp)
     ones = np.ones(size)
     model = chain(
@@ -259,7 +160,7 @@ def _log_prob(law: Distribution, value: Any) -> float:
 def _likelihood(step: Any, parents: list[Any], value: Any) -> float:
     found = []
     for x in (parents[0], parents[-1]):
-        seen = _step(step, x, value).observed
+        seen = run_step(step, x, value).observed
         found.append(float(np.exp(_log_prob(seen[0][1], seen[0][2]))) if seen else 1.0)
     if not np.isclose(found[0], found[1], rtol=1e-12, atol=0):
         raise BadArgument(
@@ -271,27 +172,6 @@ def _likelihood(step: Any, parents: list[Any], value: Any) -> float:
 # -- Gaussian states -----------------------------------------------------------------------------
 
 
-def _base(law: Any) -> Any:
-    return getattr(law, "dist", law)
-
-
-def _is_gaussian(law: Any) -> bool:
-    base = _base(law)
-    inner = getattr(base, "base_dist", base)
-    return type(inner).__name__ in ("Normal", "MultivariateNormal")
-
-
-def _moments(law: Any) -> tuple[Array, Array]:
-    """Mean [d] (or [] for a scalar state), and noise factor [d, d]."""
-    base = _base(law)
-    inner = getattr(base, "base_dist", base)
-    mean = jnp.asarray(base.mean)
-    if type(inner).__name__ == "MultivariateNormal":
-        return mean, inner.scale_tril
-    scale = jnp.broadcast_to(jnp.asarray(inner.scale), mean.shape)
-    return mean, jnp.diag(jnp.ravel(scale))
-
-
 def _gaussian_chain(recorder: Recorder, prior: Any, first: Any) -> tuple[Model, Array]:
     steps = recorder.steps
     shape = jnp.shape(first)
@@ -299,23 +179,23 @@ def _gaussian_chain(recorder: Recorder, prior: Any, first: Any) -> tuple[Model, 
     start = jnp.asarray(first, jnp.result_type(float))
 
     def law_of(step: Any, x: Array) -> tuple[Array, Array]:
-        mean, L = _moments(_step(step, x.reshape(shape)).samples[0][1])
+        mean, L = moments(run_step(step, x.reshape(shape)).samples[0][1])
         return jnp.ravel(mean), L
 
     def seen_of(step: Any, y: Array) -> Any:
-        found = _step(step, start, y.reshape(shape)).observed
+        found = run_step(step, start, y.reshape(shape)).observed
         if not found:
             return None
-        mean, L = _moments(found[0][1])
+        mean, L = moments(found[0][1])
         return jnp.ravel(mean), L
 
     observed, data = [], []
     for t, step in enumerate(steps):
-        seen = _step(step, start).observed
+        seen = run_step(step, start).observed
         if seen:
-            if not _is_gaussian(seen[0][1]):
+            if not is_gaussian(seen[0][1]):
                 raise BadArgument(
-                    f"step {t} observes {type(_base(seen[0][1])).__name__}",
+                    f"step {t} observes {type(base_of(seen[0][1])).__name__}",
                     fix="observe Normal or MultivariateNormal, or write the model with bffg.chain",
                 )
             observed.append(t + 1)
@@ -323,7 +203,7 @@ def _gaussian_chain(recorder: Recorder, prior: Any, first: Any) -> tuple[Model, 
     probes = [np.random.default_rng(0).normal(size=(4, d)) * s for s in (1.0, 10.0)]
     root = _root(prior, start, d)
     leaf, leaves = _leaves(steps, observed, seen_of, probes, d)
-    rows = [_affine(lambda x, step=step: law_of(step, x), probes, d) for step in steps]
+    rows = [_affine(partial(law_of, step), probes, d) for step in steps]
     if all(r is not None for r in rows):
         filled = [rows[0], *rows]
         covariates = tuple(np.stack([r[i] for r in filled if r is not None]) for i in range(3))
@@ -357,7 +237,7 @@ def _root(prior: Any, start: Array, d: int) -> Any:
     if prior is None:
         value = jnp.ravel(start)
         return lambda p, c: Point(value)
-    mean, L = _moments(prior)
+    mean, L = moments(prior)
     return lambda p, c: LinearGaussian.prior(jnp.ravel(mean), L)
 
 
