@@ -121,7 +121,7 @@ def main(paths: int = 4000, sweeps: int = 4000, out: str | None = None) -> None:
     assert abs(found - truth) < 0.15
 
     grid = np.geomspace(0.1, 3.0, 40)
-    profile = jax.vmap(
+    profile: Any = jax.vmap(
         lambda s: bffg.backward(exact, y, {"sigma2": s, "tau2": theta["tau2"]}).log_evidence
     )
     levels = np.asarray(profile(jnp.asarray(grid)))

@@ -7,6 +7,8 @@
 The package is about JAX, and is imported on demand: `from lmppl.inference import bffg`.
 """
 
+from typing import Any
+
 from lmppl.inference.bffg.backward import BackwardFilter, backward, refine
 from lmppl.inference.bffg.diffusions import Steps, euler, euler_steps, linear_sde, time_grid
 from lmppl.inference.bffg.explain import explain, is_exact
@@ -45,7 +47,7 @@ from lmppl.inference.bffg.strings import (
 from lmppl.inference.bffg.unguided import simulate, unguided
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """The names that need NumPyro, loaded when first used."""
     if name in ("factor", "sample_noise"):
         from lmppl.inference.bffg import numpyro_sites

@@ -34,6 +34,9 @@ from lmppl.random import Chance, GumbelMax, fold, fold_array
 from lmppl.types import Floats, Ints, Key
 from lmppl.weights import NEG_INF, ess, log_mean_exp, normalize
 
+SMALL = 64
+"""Classes of fewer tokens are not worth a matrix product of their own."""
+
 
 class HMM(NamedTuple):
     """A hidden Markov model of token strings: the surrogate."""
@@ -116,7 +119,9 @@ class HMMAutomaton:
     scales: Floats = field(init=False, repr=False)
     """Their log scales [T + 1]."""
     classes: list[Ints] = field(init=False, repr=False)
-    """Tokens with the same column of δ."""
+    """Tokens with the same column of δ, large classes first."""
+    sorted_B: Floats = field(init=False, repr=False)
+    """B with its columns in the order of the classes [H, V]: a class is a slice."""
 
     def __post_init__(self) -> None:
         """Fill the table backwards."""
@@ -135,7 +140,10 @@ class HMMAutomaton:
         columns, index = np.unique(self.dfa.delta.T, axis=0, return_inverse=True)
         index = index.reshape(-1)
         classes = [np.flatnonzero(index == k) for k in range(len(columns))]
+        by_size = sorted(range(len(classes)), key=lambda k: -len(classes[k]))
+        classes, columns = [classes[k] for k in by_size], columns[by_size]
         mass = np.stack([B[:, c].sum(1) for c in classes])  # [C, H]
+        sorted_B = B[:, np.concatenate(classes)]
         Q, T = len(tau), self.horizon
         r, u, scales = np.zeros((T + 1, H, Q)), np.zeros((T + 1, H, Q)), np.zeros(T + 1)
         r[0] = u[0] = tau / tau.max()
@@ -148,8 +156,10 @@ class HMMAutomaton:
             r[n] /= top
             scales[n] = scales[n - 1] + np.log(top)
             u[n] = A @ r[n]
-        for name, value in (("r", r), ("u", u), ("scales", scales), ("classes", classes)):
+        for name, value in (("r", r), ("u", u), ("scales", scales)):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "classes", classes)
+        object.__setattr__(self, "sorted_B", sorted_B)
 
     def start(self, n: int = 1) -> Prefixes:
         """n empty strings."""
@@ -168,17 +178,34 @@ class HMMAutomaton:
         n = self.horizon - at.t - 1
         if n < 0:
             raise BadArgument(f"strings of {at.t} tokens are at the horizon {self.horizon}")
-        B, u = self.hmm.B, self.u[n]
-        out = np.zeros((len(at.s), B.shape[1]))
+        u, B = self.u[n], self.sorted_B
+        N, V = len(at.s), B.shape[1]
+        mean, done = np.empty((N, V)), 0
+        # Large classes: one product each
         for c in self.classes:
+            if len(c) < SMALL:
+                break
             to = self.dfa.delta[at.s, c[0]]
-            out[:, c] = (at.phi * u[:, to].T) @ B[:, c]
+            part = slice(done, done + len(c))
+            mean[:, part] = (at.phi * u[:, to].T) @ B[:, part]
+            done += len(c)
+        # What is left: token by token, all at once
+        order = np.concatenate(self.classes)
+        if done < V:
+            to = self.dfa.delta[at.s][:, order[done:]]
+            mean[:, done:] = np.einsum(
+                "nh,hv,hnv->nv", at.phi, B[:, done:], u[:, to], optimize=True
+            )
         seen = at.phi @ B
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = np.log(out) - np.log(seen)
-            # a token that the surrogate cannot emit: what its best hidden state would expect
-            value = np.where(seen > 0, value, np.log(u.max(0)[self.dfa.delta[at.s]]))
-        return np.asarray(value + self.scales[n])
+            value = np.log(mean / seen)
+            if (seen == 0).any():
+                # a token that the surrogate cannot emit: what its best hidden state would expect
+                best = np.log(u.max(0)[self.dfa.delta[at.s][:, order]])
+                value = np.where(seen > 0, value, best)
+        out = np.empty_like(value)
+        out[:, order] = value
+        return np.asarray(out + self.scales[n])
 
     def advance(self, at: Prefixes, tokens: Ints) -> Prefixes:
         """The strings with one more token each."""

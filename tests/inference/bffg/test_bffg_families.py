@@ -20,8 +20,12 @@ from lmppl.inference.bffg.messages import Gamma  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def double() -> Iterator[None]:
+    """float64, and quick compilation."""
+    old = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", old)
 
 
 def unbiased(log_weights: Any, truth: float, z: float = 4.9) -> None:
@@ -165,7 +169,7 @@ def test_gamma_poisson_conjugacy() -> None:
 B = np.array([[-1, 1], [0.4, -0.8]])
 BETA = np.array([0.3, -0.2])
 SIGMA = np.array([[0.5, 0.1], [0, 0.4]])
-BRANCHES = {"parents": [-1, 0, 1, 1, 0], "length": np.array([0, 0.6, 0.9, 0.5, 1.1])}
+BRANCHES: Any = {"parents": [-1, 0, 1, 1, 0], "length": np.array([0, 0.6, 0.9, 0.5, 1.1])}
 TIPS = np.array([[0.5, -0.3], [-0.2, 0.4], [1, 0]])
 
 
@@ -178,6 +182,7 @@ def branching(kernel: Any) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_branching_linear_diffusion_is_exact() -> None:
     """A8: log p = -4.0378344373 to 1e-6."""
     model = branching(lambda p, c: bffg.linear_sde(B, BETA, SIGMA, c["length"]))
@@ -232,6 +237,7 @@ def test_the_weight_of_an_euler_chain_is_exact_at_every_step_size() -> None:
     assert smc.log_evidence == pytest.approx(np.log(0.32843), abs=0.05)
 
 
+@pytest.mark.slow
 def test_linear_sde_agrees_with_many_small_steps() -> None:
     k = bffg.linear_sde(B, BETA, SIGMA, 0.7)
     phi, mean, Q = np.eye(2), np.zeros(2), np.zeros((2, 2))

@@ -25,8 +25,12 @@ Y = np.array([0.3, -0.1, np.nan, 1.2, 0.8])[:, None]
 
 @pytest.fixture(autouse=True)
 def double() -> Iterator[None]:
+    """float64, and quick compilation."""
+    old = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", old)
 
 
 def walk(q: Any) -> LinearGaussian:
@@ -80,7 +84,8 @@ def test_the_guided_filter_is_unbiased_and_finds_the_smoother(wrong: Any) -> Non
     means = (ratio[:, :, None] * np.asarray(paths)[..., 0]).mean(1)
     error = means - z[:, None] * SMOOTHED
     assert (np.abs(error.mean(0)) < 4.9 * error.std(0) / np.sqrt(filters)).all()
-    assert bffg.forward(bf, 0, n=50, resample=1.0).history.resamplings > 0
+    history = bffg.forward(bf, 0, n=50, resample=1.0).history
+    assert history is not None and history.resamplings > 0
 
 
 @pytest.mark.slow
@@ -93,9 +98,8 @@ def test_conditional_smc_leaves_the_posterior_invariant(
     start = jnp.asarray(bffg.forward(bffg.backward(exact, Y, 0.5), 0, n=n).values)
     bf = bffg.backward(wrong, Y, 0.5)
     keys = jax.random.split(jax.random.key(1), n)
-    after = jax.vmap(lambda k, x: bffg.conditional_filter(bf, k, x, 4, ancestor=ancestor))(
-        keys, start
-    )
+    sweep: Any = jax.vmap(lambda k, x: bffg.conditional_filter(bf, k, x, 4, ancestor=ancestor))
+    after = sweep(keys, start)
     x, y = np.asarray(start)[..., 0], np.asarray(after)[..., 0]
     assert (np.abs(y - x).max(1) > 0).mean() > 0.5  # paths do move
     for f in (
