@@ -68,6 +68,7 @@ def test_the_local_level_is_exact(local_level: Any) -> None:
     assert bffg.is_exact(local_level, 0.5)
 
 
+@pytest.mark.slow
 def test_weights_are_differentiable(guessed_level: Any) -> None:
     z = bffg.draw_noise(guessed_level, 0, 0.5)
 

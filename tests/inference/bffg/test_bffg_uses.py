@@ -102,12 +102,9 @@ def test_conditional_smc_leaves_the_posterior_invariant(
     after = sweep(keys, start)
     x, y = np.asarray(start)[..., 0], np.asarray(after)[..., 0]
     assert (np.abs(y - x).max(1) > 0).mean() > 0.5  # paths do move
-    for f in (
-        lambda v: v - SMOOTHED,
-        lambda v: (v - SMOOTHED) ** 2,
-        lambda v: v[:, 1:] * v[:, :-1],
-    ):
-        change = f(y) - f(x)
+    powers = [np.array(v) for v in (x - SMOOTHED, y - SMOOTHED)]
+    for before, now in (powers, [v**2 for v in powers], [v[:, 1:] * v[:, :-1] for v in powers]):
+        change = now - before
         assert (np.abs(change.mean(0)) < 4.9 * change.std(0) / np.sqrt(n)).all()
 
 
