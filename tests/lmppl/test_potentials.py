@@ -151,7 +151,7 @@ ENGINES = (
 )
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+@pytest.mark.parametrize("engine", ENGINES, ids=range(len(ENGINES)))
 @pytest.mark.parametrize("driver", ["greenlet", "eager"])
 def test_engines(engine: Any, driver: str) -> None:
     for toy, link in (("A", "odds"), ("B", "odds"), ("C", "ratio")):
