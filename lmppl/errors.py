@@ -105,6 +105,10 @@ class BadSiteName(LmpplError):
         )
 
 
+class GraphError(LmpplError):
+    """A thought graph that cannot run: a cycle, a missing parent, a name that occurs twice."""
+
+
 class DuplicateSite(LmpplError):
     """The same address twice in one run, in strict mode."""
 
