@@ -66,6 +66,10 @@ class Answers(Faults, ABC):
         """Run a strand on, collecting the jobs it starts."""
 
     @abstractmethod
+    def _graph(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
+        """Start a graph; True when the strand must not be resumed now."""
+
+    @abstractmethod
     def _join(self, p: Particle, parent: Strand) -> bool:
         """End a plate whose branches are done; whether the parent may go on at once."""
 
@@ -176,8 +180,9 @@ class Answers(Faults, ABC):
         value, logp, logq, restricted = d
         address = m.address
         if type(value) is Text:
-            fresh = value.address is None and value._origin[0] is not None
-            value = value.placed(address) if fresh else value.at(address)
+            if value.address != address or value._spans is not None:
+                fresh = value.address is None and value._origin[0] is not None
+                value = value.placed(address) if fresh else value.at(address)
         elif isinstance(value, str):
             value = Text(value, address=address)
         if restricted:
@@ -238,6 +243,8 @@ class Answers(Faults, ABC):
         if not m.args:
             self._append(s, m, ())
             return False
+        if m.grow is not None:
+            return self._graph(p, s, m, new)
         base = s.launch
         s.branches = [
             Strand(base.branch(m.fn, item, m.options, f"{m.address}[{i}]/"), parent=s)
@@ -269,9 +276,20 @@ class Answers(Faults, ABC):
             m = s.pending
             if m is None:
                 return
-            if job.state.finish is None:
-                s.stepped = True  # a barrier inside the string
-            elif not self._step(p, s, m, job.then(job.state), new):
+            drawn = job.drawn
+            if drawn is None or job.then is not None:
+                if not job.finished:
+                    s.stepped = True  # a barrier inside the string
+                    return
+                step = job.step()
+                if type(step) is not Draw:
+                    if not self._step(p, s, m, step, new):
+                        self._move(p, s, new)
+                    return
+                drawn = step
+            s.job = None
+            self.deliver(p, s, drawn)
+            if self.stop == "end" or not self._at_barrier(p, s, m):
                 self._move(p, s, new)
             return
         if s.nested is not None and id(job) in s.nested:
@@ -286,6 +304,9 @@ class Answers(Faults, ABC):
             return
         m = s.pending
         if m is None:
+            if type(job) is Effect and job.key is not None:  # cancelled; others wait for its value
+                m = Message.of("cached", "", job.site, job.fn, job.args, None, (None, None, 0))
+                self._effect_done(p, s, m, job, new)
             return
         if isinstance(job, Effect):
             self._effect_done(p, s, m, job, new)

@@ -283,6 +283,9 @@ def after(step: Any, go_on: Callable[[Any], Any]) -> Any:
     """The step that runs `step` and then `go_on` with its result."""
     if isinstance(step, (Generate, Score, Batch)):
         then = step.then
+        if then is None:
+            step.then = go_on
+            return step
         step.then = lambda outcome: after(then(outcome), go_on)
         return step
     return go_on(step)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from lmppl.errors import BadArgument, CapabilityError, ModelNotFound, NoLanguageModel, excerpt
 from lmppl.ledger import Ledger, ModelCost
 from lmppl.lm.base import LanguageModel
-from lmppl.lm.generate import StringState, advance
+from lmppl.lm.generate import StringLaw, StringState, advance
+from lmppl.lm.wave import draw_whole
 from lmppl.random import Chance, GumbelMax
 from lmppl.types import Floats, Ids
 
@@ -36,41 +37,90 @@ class Draw(NamedTuple):
     """Whether the proposal cannot reach the whole support of the target."""
 
 
-class Generate:
-    """Draw one string: the state is advanced in place until it has a `finish`.
+class Maker(Protocol):
+    """How strings are drawn from one model under one law, and made draws of."""
 
-    `limit` is the most tokens of one run of the job (None: to the end of the string).
+    lm: LanguageModel
+    law: StringLaw
+    whole: bool
+    """Whether strings of its law need no state: see `lm/wave.py`."""
+
+    def finish(self, state: StringState) -> Draw:
+        """The draw of a finished state."""
+
+    def made(
+        self, ids: list[int], logps: list[float], logw: float, logq: float, why: str | None
+    ) -> Draw:
+        """The draw of a string without a state."""
+
+
+class Generate:
+    """Draw one string, in one run or in several of at most `limit` tokens.
+
+    A string that is drawn in one run has no state: `drawn` is its result. One that may stop in its
+    middle has a `state`, advanced in place until it has a `finish`.
     """
 
-    __slots__ = ("ledger", "limit", "lm", "owner", "state", "then")
+    limit: int | None = None
+    """The most tokens of one run of the job (None: to the end of the string)."""
+    then: Callable[[Draw], Any] | None = None
+    """How to go on with the draw; None: it is the result."""
+    drawn: Draw | None = None
+    ledger: Ledger | None = None
+    owner: Any = None
+    _state: StringState | None = None
 
-    def __init__(
-        self, lm: LanguageModel, state: StringState, then: Callable[[StringState], Any]
-    ) -> None:
+    def __init__(self, maker: Maker, context: Ids, key: int) -> None:
         """Keep the parts; `owner`, `ledger` and `limit` are for whoever runs the job."""
-        self.lm = lm
-        self.state = state
-        self.then = then
-        self.owner: Any = None
-        self.ledger: Ledger | None = None
-        self.limit: int | None = None
+        self.maker = maker
+        self.context = context
+        self.key = key
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The model that draws it."""
+        return self.maker.lm
+
+    @property
+    def state(self) -> StringState:
+        """The string so far."""
+        state = self._state
+        if state is None:
+            state = self._state = StringState(self.maker.law, self.context, self.key)
+        return state
+
+    @property
+    def finished(self) -> bool:
+        """Whether its string has come to its end."""
+        return self.drawn is not None or (
+            self._state is not None and self._state.finish is not None
+        )
 
     def fork(self, key: int) -> Generate:
         """The same job for a fork of its particle."""
-        return Generate(self.lm, self.state.fork(key), self.then)
+        new = Generate(self.maker, self.context, key)
+        if self._state is not None:
+            new._state = self._state.fork(key)
+        if self.then is not None:
+            new.then = self.then
+        return new
 
     def step(self) -> Any:
         """What follows, once the string is finished."""
-        return self.then(self.state)
+        drawn = self.maker.finish(self.state) if self.drawn is None else self.drawn
+        return drawn if self.then is None else self.then(drawn)
 
     @property
     def outcome(self) -> Any:
         """What a tape keeps of the run job."""
-        return self.state.fork(self.state.key)
+        return self.state.fork(self.key) if self.drawn is None else self.drawn
 
     def restore(self, outcome: Any) -> None:
         """Be as after the run, from a tape."""
-        self.state = outcome.fork(outcome.key)
+        if isinstance(outcome, Draw):
+            self.drawn = outcome
+        else:
+            self._state = outcome.fork(outcome.key)
 
 
 class Score:
@@ -263,26 +313,54 @@ def run_lm_jobs(jobs: Sequence[Shared], chance: Chance) -> None:
 
 
 def _generate(jobs: Sequence[Generate], chance: Chance, limit: int | None) -> None:
-    lm = jobs[0].lm
+    lm, maker = jobs[0].lm, jobs[0].maker
+    if limit is None and maker.whole and all([j.maker is maker and j._state is None for j in jobs]):
+        _draw_whole(jobs, chance)
+        return
     states = [j.state for j in jobs]
     before = [len(s.ids) for s in states]
     passes = advance(lm, states, chance, limit)
-    cost: ModelCost | None = None
-    book: Ledger | None = None
     seen: set[int] = set()
     for j, s, old in zip(jobs, states, before, strict=True):
-        if j.ledger is not book:
-            book = j.ledger
-            cost = None if book is None else book.model(lm.name)
-            if cost is not None and id(book) not in seen:
-                seen.add(id(book))
-                cost.passes += passes
-        if cost is None:
+        if (book := j.ledger) is None:
             continue
+        cost = book.model(lm.name)
+        if id(book) not in seen:
+            seen.add(id(book))
+            cost.passes += passes
         cost.tokens_out += len(s.ids) - old
         if old == 0:
             cost.calls += 1
             cost.tokens_in += len(s.context)
+
+
+def _draw_whole(jobs: Sequence[Generate], chance: Chance) -> None:
+    maker = jobs[0].maker
+    lm = maker.lm
+    contexts = [j.context for j in jobs]
+    found = draw_whole(lm, maker.law, contexts, [j.key for j in jobs], chance, maker.made)
+    for j, draw in zip(jobs, found.results, strict=True):
+        j.drawn = draw
+    book = jobs[0].ledger
+    if all([j.ledger is book for j in jobs]):
+        if book is not None:
+            cost = book.model(lm.name)
+            cost.passes += found.passes
+            cost.calls += len(jobs)
+            cost.tokens_out += sum(found.lengths)
+            cost.tokens_in += sum(map(len, contexts))
+        return
+    costs: dict[int, ModelCost] = {}
+    for j, length in zip(jobs, found.lengths, strict=True):
+        if j.ledger is None:
+            continue
+        own = costs.get(id(j.ledger))
+        if own is None:
+            own = costs[id(j.ledger)] = j.ledger.model(lm.name)
+            own.passes += found.passes
+        own.calls += 1
+        own.tokens_out += length
+        own.tokens_in += len(j.context)
 
 
 def _score(jobs: Sequence[Score]) -> None:

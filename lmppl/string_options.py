@@ -10,6 +10,7 @@ from lmppl.errors import BadArgument, excerpt, items_of
 from lmppl.jobs import Draw
 from lmppl.lm.base import LanguageModel, TokenLaw
 from lmppl.lm.generate import Limit, StringLaw, StringState, text_of
+from lmppl.lm.wave import is_whole
 from lmppl.random import hash_text
 from lmppl.text import Text
 
@@ -47,6 +48,7 @@ class Finisher:
         "scheme",
         "stop",
         "unweightable",
+        "whole",
     )
 
     def __init__(self, lm: LanguageModel, options: StringOptions, law: StringLaw) -> None:
@@ -60,6 +62,8 @@ class Finisher:
         """The settings under which the model cannot say how probable a draw was."""
         if own and options.target == "model" and not lm.capabilities.weighs_proposals:
             self.unweightable, self.room = own, -1
+        self.whole = is_whole(law)
+        """Whether its strings can be drawn without a state of their own."""
         self.stop = options.law.stop
         self.restricted = options.law.token.truncates and options.target == "model"
         self.constrained = options.regex is not None
@@ -67,10 +71,15 @@ class Finisher:
 
     def finish(self, state: StringState) -> Draw:
         """The value, its log p (of the whole event) and its log q."""
-        ids, logq = state.ids, state.logq
+        return self.made(state.ids, state.logps, state.logw, state.logq, state.finish)
+
+    def made(
+        self, ids: list[int], logps: list[float], logw: float, logq: float, why: str | None
+    ) -> Draw:
+        """The same of a string that was drawn without a state."""
         value = text_of(self.lm, ids, self.stop, self.constrained)
-        text = Text.drawn(value, ids, state.logps, state.finish, self.scheme)
-        return _new(Draw, (text, state.logw + logq, logq, self.restricted))
+        text = Text.drawn(value, ids, logps, why, self.scheme)
+        return _new(Draw, (text, logw + logq, logq, self.restricted))
 
 
 def as_stops(stop: Any) -> str | tuple[str, ...] | None:

@@ -142,7 +142,7 @@ class StringDistribution(Distribution):
             if finisher.unweightable and env.weighted:
                 raise UnweightableProposal(self.kind, lm.name, finisher.unweightable)
             self._fits(lm, context, finisher.law.max_tokens)
-        return Generate(lm, StringState(finisher.law, context, key), finisher.finish)
+        return Generate(finisher, context, key)
 
     def _drawn(self, lm: LanguageModel) -> Finisher:
         finishers = self._options.finishers

@@ -130,7 +130,7 @@ class StringState:
                 self.finish = "stop" if law.stop else "constraint"
             elif automaton.finished:
                 self.kill()
-        elif law.stop and self._stops(lm):
+        elif law.stop and completes_stop(lm, self.ids, law.stop):
             self.finish = "stop"
         if self.finish is None and len(self.ids) >= law.max_tokens:
             unmatched = automaton is not None and (law.stop or not automaton.accepting)
@@ -138,19 +138,6 @@ class StringState:
                 self.kill()
             elif law.limit == "prefix":
                 self.finish = "length"
-
-    def _stops(self, lm: LanguageModel) -> bool:
-        """Whether the newest token completes a stop string."""
-        stops = [stop.encode() for stop in self.law.stop]
-        longest = max(map(len, stops))
-        seen = lm.token_bytes(self.ids[-1])
-        needed = len(seen) + longest - 1
-        at = len(self.ids) - 2
-        while len(seen) < needed and at >= 0:
-            seen = lm.token_bytes(self.ids[at]) + seen
-            at -= 1
-        seen = seen[-needed:]
-        return any(stop in seen for stop in stops)
 
     def kill(self) -> None:
         """The string is impossible."""
@@ -171,6 +158,20 @@ class StringState:
     def logp(self) -> float:
         """Log p under the target (before the power), the forced end included."""
         return sum(self.logps) + self.end_logp
+
+
+def completes_stop(lm: LanguageModel, ids: Sequence[int], stops: Sequence[str]) -> bool:
+    """Whether the newest token completes one of the stop strings."""
+    ends = [stop.encode() for stop in stops]
+    longest = max(map(len, ends))
+    seen = lm.token_bytes(ids[-1])
+    needed = len(seen) + longest - 1
+    at = len(ids) - 2
+    while len(seen) < needed and at >= 0:
+        seen = lm.token_bytes(ids[at]) + seen
+        at -= 1
+    seen = seen[-needed:]
+    return any(end in seen for end in ends)
 
 
 @lru_cache(maxsize=256)
