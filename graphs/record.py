@@ -198,6 +198,13 @@ def _longest(
     return best, via
 
 
+def shown(value: Any) -> str:
+    """The value of a node as text."""
+    if isinstance(value, str):
+        return str(value)
+    return "" if value is None else excerpt(value, 2000)
+
+
 def is_recorded(value: Any) -> bool:
     """Whether a derived value is a recorded graph."""
     return isinstance(value, Mapping) and FORMAT in value and "nodes" in value

@@ -240,11 +240,11 @@ class Answers(Faults, ABC):
         s.head = Entry(s.head, m.op, m.address, value, fingerprint=m.fingerprint())
 
     def _plate(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
+        if m.grow is not None:
+            return self._graph(p, s, m, new)
         if not m.args:
             self._append(s, m, ())
             return False
-        if m.grow is not None:
-            return self._graph(p, s, m, new)
         base = s.launch
         s.branches = [
             Strand(base.branch(m.fn, item, m.options, f"{m.address}[{i}]/"), parent=s)

@@ -74,6 +74,7 @@ def _fork_strand(s: Strand, parent: Strand | None, key: Key, frames: bool) -> St
     new = Strand(s.launch, s.head, parent)
     new.pending = s.pending
     new.result = s.result
+    new.place = s.place
     new.done = s.done
     new.outcomes = s.outcomes
     if s.job is not None:
@@ -87,6 +88,8 @@ def _fork_strand(s: Strand, parent: Strand | None, key: Key, frames: bool) -> St
         new.frame = s.frame
         s.frame.move(new)
         s.frame = None
+    if s.growth is not None:
+        new.growth = s.growth.fork()
     if s.branches is not None:
         new.branches = [_fork_strand(b, new, key, frames) for b in s.branches]
     return new

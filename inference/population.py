@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 from lmppl.errors import BadArgument, LmpplError, ReplayDivergence, SiteError
 from lmppl.frames import driver
 from lmppl.inference.answers import Answers, Stop
+from lmppl.inference.growing import Growing
 from lmppl.inference.particles import Particle, fork_particle
 from lmppl.jobs import Effect, Env, Generate, Job
 from lmppl.ledger import Ledger
@@ -35,7 +36,7 @@ Jobs: TypeAlias = Generator[Sequence[Job], Sequence[Job], Any]
 RETRIES = 2
 
 
-class Machine(Answers):
+class Machine(Growing, Answers):
     """One run of a program, as engines see it.
 
     Args:
@@ -293,6 +294,9 @@ class Machine(Answers):
                 address=waiting.address if waiting else "?",
             )
         s.pending = message
+        if s.growth is not None:
+            self._rebind(s, message)
+            return
         for branch, item in zip(s.branches or (), message.args, strict=True):
             old = branch.launch
             branch.launch = s.launch.branch(message.fn, item, message.options, old.scope)
@@ -300,6 +304,10 @@ class Machine(Answers):
     def _ended(self, p: Particle, s: Strand, new: list[Job]) -> None:
         parent = s.parent
         if parent is None or parent.branches is None or parent.joining:
+            return
+        if parent.growth is not None:
+            if self._grow(p, parent, s, new) and self._join(p, parent):
+                self._move(p, parent, new)
             return
         if all(b.done for b in parent.branches) and self._join(p, parent):
             self._move(p, parent, new)
@@ -310,6 +318,10 @@ class Machine(Answers):
         if branches is None or message is None:
             return False
         parent.branches = None
+        if parent.growth is not None:
+            parent.head = parent.growth.join(parent.head, message, branches)
+            parent.growth = None
+            return self._passed(parent, branches)
         parent.head = Entry(
             parent.head,
             "plate",
@@ -318,6 +330,10 @@ class Machine(Answers):
             fingerprint=message.fingerprint(),
             inside=tuple(b.head for b in branches),
         )
+        return self._passed(parent, branches)
+
+    def _passed(self, parent: Strand, branches: list[Strand]) -> bool:
+        """Whether the parent may go on at once: no branch has come to a barrier."""
         if self.stop != "end" and any(b.stepped for b in branches):
             parent.stepped = True
             return False

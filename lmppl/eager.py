@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -12,13 +13,14 @@ from lmppl import context
 from lmppl.context import Context, check_awaited, local
 from lmppl.distributions import score_or_zero
 from lmppl.errors import LmpplWarning
-from lmppl.frames import is_async, run_coroutine
+from lmppl.frames import EagerFrame, is_async, run_coroutine
 from lmppl.jobs import Env, run_now
 from lmppl.ledger import Ledger
 from lmppl.messages import Message
 from lmppl.outside import run_here
 from lmppl.proposals import check_proposal
 from lmppl.random import Chance, GumbelMax, fold
+from lmppl.strands import Launch, Strand
 from lmppl.text import Text
 from lmppl.trace import Entry, Trace
 from lmppl.types import Key
@@ -179,6 +181,9 @@ class EagerContext(Context):
         self._record(message, message.logp - message.logq)
 
     def _plate(self, message: Message) -> None:
+        if message.grow is not None:
+            self._graph(message)
+            return
         base, scope, results = self.head, self.scope, []
         branches: list[Entry | None] = []
         for i, item in enumerate(message.args):
@@ -191,6 +196,29 @@ class EagerContext(Context):
             branches.append(self.head)
         message.value = tuple(results)
         self.head = Entry(base, "plate", message.address, message.value, inside=tuple(branches))
+
+    def _graph(self, message: Message) -> None:
+        """The sequential program of a graph: one node after the other, in their order."""
+        base, scope, growth = self.head, self.scope, message.grow.fork()
+        branches: list[Strand] = []
+        waiting = deque(growth.begin()[0])
+        while waiting:
+            start = waiting.popleft()
+            branch = Strand(Launch(start.fn, (start.values,), {}, EagerFrame))
+            branch.place, self.scope, self.head = start.node, start.scope, None
+            try:
+                branch.result = self._call(start.fn, (start.values,), {})
+            finally:
+                self.scope = scope
+            branch.head, branch.done = self.head, True
+            branches.append(branch)
+            starts, cancelled = growth.ended(branch.place, branch.result, branch.head)
+            waiting.extend(starts)
+            if cancelled:
+                waiting = deque(w for w in waiting if w.node not in cancelled)
+                branches = [b for b in branches if b.place not in cancelled]
+        self.head = growth.join(base, message, branches)
+        message.value = self.head.value
 
 
 def _effect(message: Message) -> Any:

@@ -25,6 +25,8 @@ class Message:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
     options: Any = None
+    grow: Any = None
+    """Of a plate whose branches start one another: its `lmppl.graphs.growth.Growth`."""
     done = False
     stop = False
     blocked_by: Any = None

@@ -36,6 +36,7 @@ class Strand:
         "branches",
         "done",
         "frame",
+        "growth",
         "head",
         "job",
         "joining",
@@ -45,6 +46,7 @@ class Strand:
         "outcomes",
         "parent",
         "pending",
+        "place",
         "replayed",
         "result",
         "stepped",
@@ -70,6 +72,10 @@ class Strand:
         self.outcomes: Any = None
         """The support of the pending site, when an engine lists it in place of drawing."""
         self.branches: list[Strand] | None = None
+        self.growth: Any = None
+        """Of a running graph: which branches have ended, and which start next."""
+        self.place: Any = None
+        """The node of a graph that this branch is."""
         self.result: Any = None
         self.done = False
         self.joining = False
@@ -93,6 +99,16 @@ class Strand:
             self.frame = None
         for branch in self.branches or ():
             branch.kill()
+
+    def cancel(self) -> None:
+        """Unwind its frames, and take no answer any more: its particle goes on without it."""
+        self.kill()
+        strands = [self]
+        while strands:
+            s = strands.pop()
+            strands += s.branches or ()
+            s.pending = s.job = s.nested = s.outcomes = s.branches = None
+            s.done = True
 
 
 class Launch:

@@ -1,0 +1,47 @@
+"""Limits that all nodes of a growing graph share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lmppl.errors import BadArgument
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hard limits of a graph: what would go beyond one of them is not spawned.
+
+    Args:
+        nodes: how many there are at most.
+        depth: how many generations of spawned nodes.
+        tokens: tokens drawn after which nothing is spawned any more.
+        calls: strings drawn or scored after which nothing is spawned any more.
+
+    Nodes that are given at the start always run. Under a budget a graph grows when nothing of it
+    runs, generation by generation, and requests are granted in the order of the nodes that made
+    them: who gets the last of it does not depend on who was faster.
+    """
+
+    nodes: int | None = None
+    depth: int | None = None
+    tokens: int | None = None
+    calls: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("nodes", "depth", "tokens", "calls"):
+            n = getattr(self, name)
+            if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
+                raise BadArgument(
+                    f"Budget: {name} must be a non-negative integer, got {n!r}",
+                    fix=f"write Budget({name}=100), or leave it out",
+                )
+
+    def refusal(self, would_be: Mapping[str, int]) -> str | None:
+        """Which limit would be passed."""
+        for name, n in would_be.items():
+            limit = getattr(self, name)
+            if limit is not None and n > limit:
+                return f"budget of {limit} {name}"
+        return None
