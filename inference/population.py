@@ -146,7 +146,7 @@ class Machine(Growing, Answers):
                 leaf.stepped = False
                 if leaf.job is not None:
                     new.append(self._submit(leaf.job, p, leaf))
-                elif not p.dead:
+                elif not (p.dead or leaf.done):  # a graph may have cancelled it meanwhile
                     self._move(p, leaf, new)
         outstanding = len(new)
         while outstanding:
