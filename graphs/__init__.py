@@ -4,6 +4,8 @@ from lmppl.graphs.budget import Budget
 from lmppl.graphs.graph import Thoughts, graph
 from lmppl.graphs.node import Failed, Node, NodeFailed, Spawn, first
 from lmppl.graphs.record import GraphRecord, NodeRecord, thought_graph, thought_graphs
+from lmppl.graphs.render import dot, mermaid, render, render_svg
+from lmppl.graphs.structure import graph_of
 
 __all__ = [
     "Budget",
@@ -14,8 +16,13 @@ __all__ = [
     "NodeRecord",
     "Spawn",
     "Thoughts",
+    "dot",
     "first",
     "graph",
+    "graph_of",
+    "mermaid",
+    "render",
+    "render_svg",
     "thought_graph",
     "thought_graphs",
 ]

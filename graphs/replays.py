@@ -8,7 +8,7 @@ that differ in one value shows which sites read it: that is how `graph_of` finds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ KINDS = {
     "param": "param",
 }
 """What a site is in the graph."""
-MOST_OTHERS = 8
+MOST_OTHERS = 16
 """How many other values of a site are tried."""
 
 
@@ -145,8 +145,8 @@ class Held:
     changed: tuple[str, Any] | None = None
     derive: bool = False
     """Whether derived values are taken as the program computes them, and kept."""
-    run: Callable[[Message], Any] | None = None
-    """Runs an effect; a placeholder stands for its result when left out."""
+    unknown: Any = None
+    """What stands for the result of an effect; a text of its own when left out."""
 
     def __call__(self, message: Message) -> Any:
         """The value of a site."""
@@ -164,7 +164,7 @@ class Held:
         if message.op == "sample":
             return placeholder(message.dist, message.address)
         if message.op in ("effect", "cached"):
-            return self.run(message) if self.run else Text(mark(message.address))
+            return Text(mark(message.address)) if self.unknown is None else self.unknown
         return 0.0 if message.op == "reward" else message.value
 
 
@@ -207,15 +207,26 @@ _NO_ENV: Any = None
 """A finite NumPyro law needs no model to list its values."""
 
 
-def others(event: Event) -> list[Any]:
-    """Values to try in place of the one that a site has."""
-    value = event.value
-    if event.op == "sample":
-        values = listed(event.law)
-        if values is not None:
-            same = fingerprint_of(value)
-            return [v for v in values if fingerprint_of(v) != same][:MOST_OTHERS]
-    return list(_altered(value, event.address))
+def others(event: Event, hints: Sequence[Any] = ()) -> list[Any]:
+    """Values to try in place of the one that a site has; hints of its type are tried too."""
+    found: dict[int, Any] = {}
+    finite = listed(event.law) if event.op == "sample" else None
+    if finite is not None:
+        found.update((fingerprint_of(v), v) for v in finite)
+    else:
+        parts = event.law.parts() if event.op == "sample" else ()
+        given = [v for part in parts for v in listed(part) or ()]
+        more = [h for h in hints if _alike(h, event.value)]
+        candidates = [*_altered(event.value, event.address), *given, *more]
+        found.update((fingerprint_of(v), v) for v in candidates)
+    found.pop(fingerprint_of(event.value), None)
+    return list(found.values())[:MOST_OTHERS]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return isinstance(a, str) and isinstance(b, str)
+    return not isinstance(b, bool) and isinstance(a, (int, float)) and isinstance(b, (int, float))
 
 
 def _altered(value: Any, address: str) -> Iterable[Any]:
@@ -224,6 +235,7 @@ def _altered(value: Any, address: str) -> Iterable[Any]:
         if shape != value and not value.startswith("⟨"):
             yield Text(shape)  # of the same shape: what is parsed still parses
         yield Text(f"⟨other {address}⟩")
+        yield Text("")
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, (int, float)):
@@ -267,3 +279,21 @@ def prompt_of(law: Any) -> str | None:
                 pieces += [f"{role}: ", content, "\n"]
             return concat(tuple(pieces))
     return None
+
+
+def constants_of(program: Any) -> list[Any]:
+    """Short texts and numbers in the code of a program: it may compare a value with them."""
+    while hasattr(program, "fn"):
+        program = program.fn
+    found: dict[Any, None] = {}
+    codes = [getattr(program, "__code__", None)]
+    while codes:
+        code = codes.pop()
+        for constant in getattr(code, "co_consts", ()):
+            if isinstance(constant, str) and 0 < len(constant) <= 40:
+                found.setdefault(Text(constant))
+            elif isinstance(constant, (int, float)) and not isinstance(constant, bool):
+                found.update(dict.fromkeys((constant, constant + 1, constant - 1)))
+            elif hasattr(constant, "co_consts"):
+                codes.append(constant)
+    return list(found)

@@ -12,12 +12,12 @@ Of an edge, `via` says how the value arrived: "text" (it stands in the prompt at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmppl.distributions import Distribution, fingerprint_of
 from lmppl.errors import BadArgument, GraphError, excerpt
-from lmppl.graphs.replays import KINDS, Event, Held, Replay, others, prompt_of
+from lmppl.graphs.replays import KINDS, Event, Held, Replay, constants_of, others, prompt_of
 from lmppl.handlers import condition
 from lmppl.text import Span, Text
 from lmppl.trace import Trace
@@ -68,10 +68,12 @@ def graph_of(
     found = networkx.DiGraph(returns=[], untested=[], plates={}, program=_name(program))
     bases: list[dict[str, Any]] = [start]
     seen: set[frozenset[str]] = set()
+    call = (fn, args, dict(kwargs or {}))
+    hints = constants_of(program)
     for at in range(MOST_RUNS):
         if at >= len(bases):
             break
-        base = Replay(Held(bases[at], derive=at == 0)).attempt(fn, args, dict(kwargs or {}))
+        base = _first(bases[at], call) if at == 0 else Replay(Held(bases[at])).attempt(*call)
         if base.raised is not None:
             if at == 0:
                 raise _unrunnable(base.raised, trace)
@@ -82,7 +84,7 @@ def graph_of(
         _add_nodes(found, base, optional=at > 0)
         for source in list(base.events.values()):
             if source.op != "factor":
-                _vary(found, base, source, bases, (fn, args, dict(kwargs or {})))
+                _vary(found, base, source, bases, call, hints)
     if not networkx.is_directed_acyclic_graph(found):
         cycle = [u for u, _ in networkx.find_cycle(found)]
         raise GraphError(
@@ -91,6 +93,18 @@ def graph_of(
             fix="give the branches sites of different names",
         )
     return found
+
+
+def _first(values: dict[str, Any], call: tuple[Any, ...]) -> Replay:
+    """A run on placeholders; the result of an effect may be a text or a number."""
+    first = Replay(Held(dict(values), derive=True)).attempt(*call)
+    for unknown in (1.0, 1):
+        if not isinstance(first.raised, (TypeError, ValueError, AttributeError)):
+            break
+        again = Replay(Held(dict(values), derive=True, unknown=unknown)).attempt(*call)
+        if again.raised is None:
+            return again
+    return first
 
 
 def _values(trace: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -165,12 +179,18 @@ def plates_of(address: str, run: Replay) -> tuple[tuple[str, int], ...]:
 
 
 def _vary(
-    found: Any, base: Replay, source: Event, bases: list[dict[str, Any]], call: tuple[Any, ...]
+    found: Any,
+    base: Replay,
+    source: Event,
+    bases: list[dict[str, Any]],
+    call: tuple[Any, ...],
+    hints: Sequence[Any],
 ) -> None:
     """Try other values of one site, and add the edges that they show."""
     values = {a: e.value for a, e in base.events.items() if e.op != "factor"}
     ended = False
-    for other in others(source):
+    pool = [Text(e.value) for e in base.events.values() if isinstance(e.value, str)]
+    for other in others(source, [*pool[:3], *hints]):
         held = Held(dict(values), changed=(source.address, other))
         run = Replay(held).attempt(*call)
         ended = ended or run.raised is None
@@ -198,10 +218,11 @@ def _compare(found: Any, base: Replay, run: Replay, source: Event, other: Any) -
             spans = _where(event, again, source, other)
             via = "text" if spans else "value"
             _add_edge(found, source.address, address, via, spans)
-    for address, event in run.events.items():
-        if address not in base.events:
-            _add_nodes(found, run, optional=True)
-            _add_edge(found, source.address, address, "control", ())
+    new = [a for a in run.events if a not in base.events]
+    if new:
+        _add_nodes(found, run, optional=True)
+    for address in new:
+        _add_edge(found, source.address, address, "control", ())
 
 
 def _add_edge(found: Any, u: str, v: str, via: str, spans: tuple[tuple[int, int], ...]) -> None:
