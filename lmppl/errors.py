@@ -393,3 +393,7 @@ class ConstraintError(LmpplError, ValueError):
 
 class DataError(LmpplError):
     """A line of a data file that cannot be used."""
+
+
+class Suspended(LmpplError):
+    """The run must stop now: what is finished is kept, and it can be resumed later."""

@@ -24,13 +24,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from lmppl.errors import BadArgument, CapabilityError
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
+
+if TYPE_CHECKING:
+    from lmppl.lm.generate import StringState
 
 
 class TokenLaw(NamedTuple):
@@ -178,6 +181,9 @@ class LanguageModel(ABC):
     usage: Usage = field(default_factory=Usage)
     _contexts: dict[str, Ids] = field(default_factory=dict, repr=False)
 
+    draws_strings: ClassVar[bool] = False
+    """Whether whole strings are drawn elsewhere, by `advance`: a server has a loop of its own."""
+
     # -- tokenizer ---------------------------------------------------------------------------
 
     @abstractmethod
@@ -249,6 +255,10 @@ class LanguageModel(ABC):
     @abstractmethod
     def open(self, contexts: Sequence[Ids]) -> Rows:
         """Start a batch at these contexts [B], each at least one token long."""
+
+    def advance(self, states: Sequence[StringState], chance: Chance, limit: int | None) -> int:
+        """Where `draws_strings`: advance unfinished strings in place, as `lm.generate.advance`."""
+        raise NotImplementedError
 
     def score(
         self,

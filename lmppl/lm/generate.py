@@ -219,6 +219,15 @@ def advance(
         needed = len(s.context) + s.law.max_tokens
         if needed > lm.max_context:
             raise ContextOverflow(needed, lm.max_context, longest=lm.decode(s.context[-200:]))
+    if lm.draws_strings:
+        return lm.advance(live, chance, limit)
+    return advance_rows(lm, live, chance, limit)
+
+
+def advance_rows(
+    lm: LanguageModel, live: list[StringState], chance: Chance, limit: int | None = None
+) -> int:
+    """`advance` token by token, for strings that are all unfinished."""
     rows = lm.open([s.context + tuple(s.ids) if s.ids else s.context for s in live])
     block = Block(lm, live, limit)
     passes = 0

@@ -17,7 +17,7 @@ import numpy as np
 
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.block import FIRST, watched
-from lmppl.lm.generate import StringLaw, completes_stop
+from lmppl.lm.generate import StringLaw, StringState, completes_stop
 from lmppl.random import Chance, fold_array
 from lmppl.types import Bools, Floats, Ids, Ints
 from lmppl.weights import NEG_INF
@@ -63,6 +63,8 @@ def draw_whole(
         chance: who answers the draws.
         made: makes the result of a string.
     """
+    if lm.draws_strings:
+        return _drawn_elsewhere(lm, law, contexts, keys, chance, made)
     n, most = len(contexts), law.max_tokens
     rows = lm.open(contexts)
     noise = np.array(keys, dtype=np.uint64)
@@ -116,6 +118,21 @@ def draw_whole(
             logw[i] = NEG_INF
     results = _results(tokens, logps, logw, logq, lengths, why, made)
     return Wave(results, lengths.tolist(), step + 1)
+
+
+def _drawn_elsewhere(
+    lm: LanguageModel,
+    law: StringLaw,
+    contexts: Sequence[Ids],
+    keys: Sequence[int],
+    chance: Chance,
+    made: Made,
+) -> Wave:
+    """The same where the token loop is the server's."""
+    states = [StringState(law, c, k) for c, k in zip(contexts, keys, strict=True)]
+    passes = lm.advance(states, chance, None)
+    results = [made(s.ids, s.logps, s.logw, s.logq, s.finish) for s in states]
+    return Wave(results, [len(s.ids) for s in states], passes)
 
 
 def _close(
