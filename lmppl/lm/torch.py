@@ -31,16 +31,18 @@ from lmppl.lm import torch_files
 from lmppl.lm.base import Capabilities, LanguageModel
 from lmppl.lm.prefix import as_key_matrix, key_of
 from lmppl.lm.tokenizer import HFTokenizer
-from lmppl.lm.torch_cache import SPARE, Block
+from lmppl.lm.torch_cache import Block
 from lmppl.lm.torch_check import TEXT, self_check
 from lmppl.lm.torch_draw import Logits
 from lmppl.lm.torch_memory import keep_freed_memory
 from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_network import Engine, Network
+from lmppl.lm.torch_pages import PAGE
 from lmppl.lm.torch_prefill import Limits, Places, Prefill, Retained, Sink
 from lmppl.lm.torch_rows import TorchRows, is_identity
 from lmppl.lm.torch_score import Scoring
 from lmppl.lm.torch_store import RetainedRows
+from lmppl.lm.torch_tidy import tidy
 from lmppl.types import Floats, Ids, Ints
 
 CPU_BYTES = 1 << 30
@@ -102,7 +104,6 @@ class TorchLM(LanguageModel):
             usage=self.network.usage,
         )
         self.source = source
-        self.spare = SPARE
         self.store = RetainedRows(_budget(self.device) if kv_bytes is None else kv_bytes)
         scores = max(64, SCORE_BYTES // (4 * self.vocab_size))
         self.limits = Limits(1024 if on_cpu else 16384, scores, WASTE)
@@ -201,19 +202,14 @@ class TorchLM(LanguageModel):
                 at = np.arange(len(which))
             computed = self.usage.computed_tokens - before
             self.usage.cached_tokens += sum(map(len, contexts)) - computed
-            ids, lens = as_key_matrix(contexts, self.spare)
+            ids, lens = as_key_matrix(contexts, 2 * PAGE)
             return TorchRows(self, block, at, self._logits(scores), ids, lens)
 
     def _prefill(self, unique: Sequence[Ids], which: Ints) -> tuple[Block, Ints, Tensor]:
         """The block of a batch, the place of each row in it, and the scores of its rows."""
         parts: list[tuple[Tensor, Places]] = []
         needs = [len(c) - 1 for c in unique]
-        plan = self._planned(
-            unique,
-            np.bincount(which, minlength=len(unique)).tolist(),
-            needs,
-            lambda scores, places: parts.append((scores, places)),
-        )
+        plan = self._planned(unique, needs, lambda scores, places: parts.append((scores, places)))
         for u, match in enumerate(plan.matches):
             if match is None:
                 continue
@@ -222,32 +218,26 @@ class TorchLM(LanguageModel):
                 needs[u] = len(unique[u])
                 row = np.array([match.row], dtype=np.int64)
                 parts.append((self._rows_of(match.owner.logits.scores, row), [(u, -1)]))
-        block, order = self._run(plan)
-        rows = np.argsort(order)[which]  # row of the block that each row of the batch copies
+        block, order = plan.run()
+        rows = np.argsort(order)[which]  # row of the block that each row of the batch forks
         outer = np.argsort(rows, kind="stable")
         if not is_identity(rows[outer], len(order)):
-            block = block.select(rows[outer], self.spare)
+            block = block.take(rows[outer], moving=True)
+        tidy(block)
         found = {u: n for n, u in enumerate(u for _, places in parts for u, _ in places)}
         scores = parts[0][0] if len(parts) == 1 else torch.cat([scores for scores, _ in parts])
         index = np.array([found[u] for u in which[outer].tolist()], dtype=np.int64)
         return block, np.argsort(outer), self._rows_of(scores, index)
 
-    def _planned(
-        self, seqs: Sequence[Ids], counts: Sequence[int], needs: Sequence[int], sink: Sink
-    ) -> Prefill:
+    def _planned(self, seqs: Sequence[Ids], needs: Sequence[int], sink: Sink) -> Prefill:
+        network = self.network
         plan = Prefill(
-            seqs, counts, needs, self.store.index, self.network.forward, sink, self.limits
+            seqs, needs, self.store.index, network.forward, sink, self.limits, network.layout
         )
         for match in plan.matches:
             if match is not None:
                 self.store.touch(match.owner)
         return plan
-
-    def _run(self, plan: Prefill) -> tuple[Block, Ints]:
-        block, order = plan.run()
-        if plan.taken is not None:
-            self.store.remove(plan.taken)
-        return block, order
 
     def score(
         self,
@@ -273,7 +263,7 @@ class TorchLM(LanguageModel):
 
     def _score_slots(self, work: Scoring) -> None:
         """Sequences in their sorted order, as many at a time as the memory budget allows."""
-        room = max(self.store.budget // 2, LEAST_BYTES) // self.network.position_bytes
+        room = max(self.store.budget // 2, LEAST_BYTES) // self.network.layout.token_bytes
         lo = 0
         while lo < len(work.seqs):
             hi, positions = lo + 1, len(work.seqs[lo])
@@ -282,8 +272,8 @@ class TorchLM(LanguageModel):
                 hi += 1
             part = work.seqs[lo:hi]
             sink = self._taker(work, lo)
-            plan = self._planned(part, [1] * len(part), work.needs[lo:hi], sink)
-            block, order = self._run(plan)
+            block, order = self._planned(part, work.needs[lo:hi], sink).run()
+            block.release()
             self.store.add(Retained(block, None), [key_of(part[u]) for u in order])
             lo = hi
 
@@ -297,10 +287,7 @@ class TorchLM(LanguageModel):
         """Append tokens [B, Q] to all rows of a block; next-token scores of the last."""
         if isinstance(block, NativeBlock):
             return self._logits(block.step(tokens))
-        rows, width = tokens.shape
-        last = [[width - 1]] * rows
-        ids = [tuple(t) for t in tokens.tolist()]
-        return self._logits(self.network.forward(block, 0, rows, ids, last))
+        return self._logits(self.network.step(block, tokens))
 
     @contextmanager
     def computing(self) -> Iterator[None]:

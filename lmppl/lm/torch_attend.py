@@ -1,9 +1,11 @@
-"""The attention of a pass: new tokens over trunks and tails, written for any transformers model.
+"""The attention of a pass: new tokens over a page table, written for any transformers model.
 
-transformers runs the network. `SlotCache` is the cache object it writes to, `attend` is the
-attention function it calls (registered as "lmppl"), and a `Pass` tells both which rows are being
-computed. Attention over a trunk is one matrix product for all rows of its segment, since its keys
-are the same for each; one softmax over both parts keeps it exact.
+transformers runs the network. `PagedCache` is the cache object it writes to, `attend` is the
+attention function it calls (registered as "lmppl"), and a `Pass` tells both which rows are computed.
+
+Each column of the table is one batched product. Where several rows read the same row of pages,
+their queries stand side by side in it, so shared keys are read once and nothing is copied; one
+softmax over all columns keeps the result exact.
 """
 
 from __future__ import annotations
@@ -18,87 +20,107 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lmppl.lm.torch_cache import SPARE, Block, Segment
+from lmppl.lm.torch_cache import Block, Column
+from lmppl.lm.torch_reading import Reading, reading
+from lmppl.types import Ints
 
 NAME = "lmppl"
 UNKNOWN = ("s_aux", "position_bias")
 """Arguments of attention functions that change the scores in ways `attend` does not know."""
+FEW = 8
+"""New tokens per row up to which the columns are read in place, not joined."""
 
 
 @dataclass(eq=False)
 class Pass:
-    """One forward pass over consecutive rows of a block, tokens [b, Q] at slots start_b onwards."""
+    """One forward pass: tokens [b, Q] appended to some rows of a block."""
 
     block: Block
-    lo: int
-    hi: int
+    rows: Ints
+    """Rows of the block [b]."""
     width: int
     """Q, tokens per row (shorter rows are padded on the right)."""
-    device: torch.device
+    room: int
+    """Slots of the pages that are begun if there are none to append to."""
     gather: Tensor
     """Positions of the flattened [b · Q] hidden states whose next-token scores are wanted."""
 
     def __post_init__(self) -> None:
-        """Find the slots to write, once for all layers."""
-        starts = self.block.lens[self.lo : self.hi]
-        self.slots = int(starts.max()) + self.width
-        self.first = int(starts[0])
-        self.aligned = bool((starts == self.first).all())
-        self.starts = starts
-        where = torch.from_numpy(np.ascontiguousarray(starts)).to(self.device)
-        self.own = where[:, None] + torch.arange(self.width, device=self.device)
-        """Slot of each new token [b, Q]."""
-        offsets = torch.from_numpy(self.block.offsets[self.lo : self.hi]).to(self.device)
-        self.positions = self.own + offsets[:, None]
-        self.rows = torch.arange(self.hi - self.lo, device=self.device)[:, None]
-        self.segments = [
-            Segment(s.trunk, max(s.lo, self.lo) - self.lo, min(s.hi, self.hi) - self.lo)
-            for s in self.block.segments
-            if s.hi > self.lo and s.lo < self.hi
-        ]
+        """Find the slots to write and the pages to read, once for all layers."""
+        device = self.block.layout.device
+        whole = len(self.rows) == len(self.block)
+        self.written = self.block.column_for(self.rows, self.width, self.room)
+        lens = self.block.lens[self.rows]
+        own = lens[:, None] + np.arange(self.width)
+        self.own = own
+        """Position of each new token [b, Q]."""
+        self.positions = torch.from_numpy(own).to(device)
+        fill, owner = self.written.count[self.rows], self.written.owner[self.rows]
+        self.first = int(fill[0])
+        self.aligned = bool((fill == self.first).all())
+        self.lo = int(owner[0])
+        self.straight = bool((owner == np.arange(self.lo, self.lo + len(owner))).all())
+        if not (self.aligned and self.straight):
+            self.owner = torch.from_numpy(owner[:, None]).to(device)
+            self.slot = torch.from_numpy(fill[:, None] + np.arange(self.width)).to(device)
+        self.columns: list[Column] = []
+        self.parts: list[Reading] = []
+        starts = []
+        self.total = 0
+        for c, start in zip(self.block.columns, self.block.starts, strict=True):
+            count = c.count[self.rows]
+            used = int(count.max()) + (self.width if c is self.written else 0)
+            if not used:
+                continue
+            self.parts.append(reading(c, self.rows, whole, used, self.total))
+            self.columns.append(c)
+            starts.append(start[self.rows])
+            self.total += used
+        self._starts = starts
+        self.full = all(p.everybody for p in self.parts)
         self.heard: dict[int, int] = {}
         """The sliding window that each layer attended with (0: none)."""
-        self._bias: dict[tuple[int, int, torch.dtype], Tensor | None] = {}
+        self._bias: dict[tuple[int, torch.dtype], Tensor | None] = {}
 
-    def used(self, s: Segment) -> int:
-        """Tail slots that the rows of a segment use."""
-        return int(self.starts[s.lo : s.hi].max()) + self.width
-
-    def bias(self, s: Segment, window: int, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores [b, 1, Q, P + slots]: 0 where visible, else -inf; or None.
+    def bias(self, window: int, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores [b, 1, Q, slots]: 0 where visible, else -inf; or None.
 
         None means that every query sees everything, as in a step of rows of equal length.
         """
-        key = (s.lo, window, dtype)
+        key = (window, dtype)
         if key not in self._bias:
-            self._bias[key] = self._make_bias(s, window, dtype)
+            self._bias[key] = self._make_bias(window, dtype)
         return self._bias[key]
 
-    def _make_bias(self, s: Segment, window: int, dtype: torch.dtype) -> Tensor | None:
-        slots = self.used(s)
-        starts = self.starts[s.lo : s.hi]
-        bounded = 0 < window < s.trunk.length + slots
-        if self.width == 1 and not bounded and bool((starts == starts[0]).all()):
+    def _make_bias(self, window: int, dtype: torch.dtype) -> Tensor | None:
+        seen = np.zeros((len(self.rows), self.width, self.total), dtype=bool)
+        for c, p, start in zip(self.columns, self.parts, self._starts, strict=True):
+            slot = np.arange(p.used)
+            end = c.count[self.rows][:, None]
+            if c is self.written:
+                end = end + np.arange(1, self.width + 1)
+            visible = slot < end[:, :, None]
+            if window:
+                place = start[:, None] + slot
+                visible = visible & (place[:, None] > self.own[:, :, None] - window)
+            seen[:, :, p.at : p.at + p.used] = visible
+        if seen.all():
             return None
-        own = self.own[s.lo : s.hi, :, None]
-        place = torch.arange(-s.trunk.length, slots, device=self.device)
-        seen = place <= own
-        if bounded:
-            seen &= place > own - window
-        bias = torch.zeros(seen.shape, dtype=dtype, device=self.device)
-        return bias.masked_fill_(~seen, -torch.inf)[:, None]
+        hidden = torch.from_numpy(~seen).to(self.positions.device)
+        bias = torch.zeros(seen.shape, dtype=dtype, device=hidden.device)
+        return bias.masked_fill_(hidden, -torch.inf)[:, None]
 
-    def write(self, new: Tensor, layer: int, tensors: list[Tensor]) -> Tensor:
-        """Put new keys or values [b, kv_heads, Q, d] into their slots; the used part comes back."""
-        if layer == len(tensors):  # the first pass of a fresh block finds the shapes
-            room = self.slots + SPARE
-            tensors.append(new.new_zeros((len(self.block.lens), new.shape[1], room, new.shape[3])))
-        tail = tensors[layer][self.lo : self.hi]
-        if self.aligned:
-            tail[:, :, self.first : self.first + self.width] = new
+    def write(self, new: Tensor, into: Tensor) -> None:
+        """Put new keys or values [b, kv_heads, Q, d] into their slots of pages."""
+        if self.aligned and self.straight:
+            hi, end = self.lo + len(self.rows), self.first + self.width
+            into[self.lo : hi, :, self.first : end] = new
         else:
-            tail[self.rows, :, self.own] = new.transpose(1, 2)
-        return tail[:, :, : self.slots]
+            into[self.owner, :, self.slot] = new.transpose(1, 2)
+
+    def done(self, counts: Ints) -> None:
+        """The pass is over: these tokens [b] are in the pages."""
+        self.block.wrote(self.written, self.rows, counts)
 
 
 class _Active(threading.local):
@@ -109,7 +131,7 @@ ACTIVE = _Active()
 """The pass of this thread; None while transformers runs on its own."""
 
 
-class SlotCache:
+class PagedCache:
     """The cache that a transformers model sees during a pass."""
 
     is_compileable = False
@@ -125,16 +147,15 @@ class SlotCache:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of one layer; the rows' own tails come back."""
-        block = self.current.block
-        return (
-            self.current.write(key_states, layer_idx, block.keys),
-            self.current.write(value_states, layer_idx, block.values),
-        )
+        """Store the new keys and values of one layer; `attend` reads the pages itself."""
+        pages = self.current.written.pages
+        self.current.write(key_states, pages.keys[layer_idx])
+        self.current.write(value_states, pages.values[layer_idx])
+        return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length so far (of some row); positions are given explicitly."""
-        return int(self.current.block.offsets[self.current.lo]) + self.current.first
+        return int(self.current.own[0, 0])
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """The same."""
@@ -175,69 +196,52 @@ def attend(
     window, cap = int(kwargs.get("sliding_window") or 0), kwargs.get("softcap")
     layer = int(module.layer_idx)
     current.heard[layer] = window
-    over = _over_many if current.width > 1 and cap is None else _over
-    results = []
-    for s in current.segments:
-        part, used = slice(s.lo, s.hi), current.used(s)
-        bias = current.bias(s, window, query.dtype)
-        keys, values = key[part, :, :used], value[part, :, :used]
-        results.append(over(s, layer, query[part], keys, values, bias, scale, cap))
-    result = results[0] if len(results) == 1 else torch.cat(results)
+    bias = current.bias(window, query.dtype)
+    if current.width > FEW and cap is None:
+        result = _over_joined(current, layer, query, bias, scale)
+    else:
+        result = _over_pages(current, layer, query, bias, scale, cap)
     return result.transpose(1, 2), None
 
 
-def _over_many(
-    s: Segment,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    cap: float | None,
+def _over_joined(
+    current: Pass, layer: int, query: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
-    """Many new tokens per row: the fused kernel, on joined trunk and tails."""
-    if s.trunk.length:
-        batch = len(query)
-        key = torch.cat([s.trunk.keys[layer].expand(batch, -1, -1, -1), key], dim=2)
-        value = torch.cat([s.trunk.values[layer].expand(batch, -1, -1, -1), value], dim=2)
+    """Many new tokens per row: the fused kernel, on keys and values joined per row."""
+    keys = [p.expanded(p.pages.keys[layer]) for p in current.parts]
+    values = [p.expanded(p.pages.values[layer]) for p in current.parts]
+    key = keys[0] if len(keys) == 1 else torch.cat(keys, dim=2)
+    value = values[0] if len(values) == 1 else torch.cat(values, dim=2)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=bias, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
 
 
-def _over(
-    s: Segment,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    cap: float | None,
+def _over_pages(
+    current: Pass, layer: int, query: Tensor, bias: Tensor | None, scale: float, cap: float | None
 ) -> Tensor:
-    """Few new tokens per row: nothing of the size of the cache is copied."""
+    """Few new tokens per row: every row of pages is read where it is, once."""
+    parts = current.parts
     batch, heads, width, size = query.shape
-    kv, length = key.shape[1], s.trunk.length
+    first = parts[0].pages
+    kv = first.keys[layer].shape[1]
     per = heads // kv * width
     """Queries per key-value head."""
     grouped = query.reshape(batch, kv, per, size)
-    scores = grouped @ key.transpose(2, 3)
-    if length:
-        flat = grouped.transpose(0, 1).reshape(kv, batch * per, size)
-        shared = flat @ s.trunk.keys[layer][0].transpose(1, 2)
-        scores = torch.cat([shared.view(kv, batch, per, length).transpose(0, 1), scores], dim=3)
-    scores = scores.mul_(scale)
+    found = [p.scores(grouped, p.pages.keys[layer]) for p in parts]
+    scores = (found[0] if len(found) == 1 else torch.cat(found, dim=3)).mul_(scale)
     if cap is not None:
         scores = scores.div_(cap).tanh_().mul_(cap)
     if bias is not None:
-        scores = (scores.view(batch, heads, width, -1) + bias).view(scores.shape)
-    weights = torch.softmax(scores, dim=3, dtype=torch.float32).to(value.dtype)
-    result = weights[..., length:] @ value
-    if length:
-        flat = weights[..., :length].transpose(0, 1).reshape(kv, batch * per, length)
-        shared = flat @ s.trunk.values[layer][0]
-        result = result + shared.view(kv, batch, per, -1).transpose(0, 1)
+        scores = scores.reshape(batch, heads, width, -1) + bias
+        scores = scores.view(batch, kv, per, -1)
+    weights = torch.softmax(scores, dim=3, dtype=torch.float32).to(query.dtype)
+    result = None
+    for p in parts:
+        share = weights if len(parts) == 1 else weights[..., p.at : p.at + p.used]
+        result = p.mixed(share, p.pages.values[layer], result)
+    if result is None:
+        raise RuntimeError("a pass that reads nothing")
     return result.reshape(batch, heads, width, -1)
 
 

@@ -1,193 +1,207 @@
-"""Keys and values of a batch: shared trunks, and the rows' own tails.
+"""The page table of a batch: which pages hold the tokens of which row.
 
-    trunk   [1, kv_heads, P, d]      a prefix that several rows share, stored and attended to once
-    tails   [B, kv_heads, C, d]      what is each row's own: slot s of row b is position P + s
+    column c, row b -> row owner[b] of the pages, of which the first count[b] slots are b's
 
-Rows are left-aligned: row b fills slots 0 … len_b - 1 of its tail, so forking is an `index_select`
-of the tails, cropping is a smaller length, and rows of different lengths share a batch without
-holes. Stale numbers beyond a length are overwritten, never read. Consecutive rows of one trunk form
-a segment: the particles of one question, whose prompt is stored once.
+The tokens of a row are those of its columns, one after the other. Rows that share a beginning have
+the same owner: a prompt is stored once for all its particles, and attended to once. A fork copies
+integers; of keys and values at most the newest `PAGE` slots (copy on write of the last page). Rows
+of any lengths and histories stand beside each other, a column that a row does not use has owner -1.
+
+Reference: Kwon et al., Efficient memory management for large language model serving with
+PagedAttention (2023). Pages there have one size and are addressed one by one; here the pages of one
+age lie together in a tensor, so that attention over them is one batched product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from lmppl.lm.torch_pages import PAGE, Layout, Pages
 from lmppl.types import Ints
 
-SPARE = 32
-"""Slots that a new batch has free, so that the first tokens need no new buffers."""
+LARGEST = 512
+"""Slots that fresh pages have at most."""
 
 
 @dataclass(eq=False)
-class Trunk:
-    """Keys and values of a shared prefix, one tensor [1, kv_heads, P, d] per layer."""
+class Column:
+    """One column of a page table."""
 
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-    length: int = 0
+    pages: Pages
+    owner: Ints
+    """Row of the pages that each row reads [B]; -1: none."""
+    count: Ints
+    """How many of its slots belong to the row [B]; 0 where the owner is -1."""
+    reading: dict[Any, Any] = field(default_factory=dict)
+    """What attention over it has prepared (see `torch_attend`); owners never change."""
 
-    @cached_property
-    def nbytes(self) -> int:
-        """Memory that it holds (asked for only when it is complete)."""
-        return sum(t.nbytes for t in (*self.keys, *self.values))
+    @property
+    def longest(self) -> int:
+        """Slots that some row uses."""
+        return int(self.count.max(initial=0))
 
-
-class Segment(NamedTuple):
-    """Rows lo … hi - 1 share this trunk."""
-
-    trunk: Trunk
-    lo: int
-    hi: int
+    def live(self) -> Ints:
+        """Rows of the pages that somebody reads."""
+        return np.unique(self.owner[self.owner >= 0])
 
 
 @dataclass(eq=False)
 class Block:
-    """The keys and values of a batch."""
+    """The page table of B rows."""
 
-    trunks: list[Trunk]
-    """The trunk of each row [B]."""
+    layout: Layout
     lens: Ints
-    """Computed tail length of each row [B]."""
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-    """One tensor [B, kv_heads, C, d] per layer; empty as long as no tail was written."""
+    """Tokens of each row [B]."""
+    columns: list[Column] = field(default_factory=list)
+    token: object = field(default_factory=object)
+    """Who writes, as pages know it (not the block itself: cycles are freed late)."""
 
-    def __post_init__(self) -> None:
-        """Find the runs of rows that share a trunk."""
-        self.segments: list[Segment] = []
-        for row, trunk in enumerate(self.trunks):
-            if self.segments and self.segments[-1].trunk is trunk:
-                self.segments[-1] = self.segments[-1]._replace(hi=row + 1)
-            else:
-                self.segments.append(Segment(trunk, row, row + 1))
-        self.offsets: Ints = np.array([t.length for t in self.trunks], dtype=np.int64)
-        """Trunk length of each row [B]."""
+    @classmethod
+    def empty(cls, layout: Layout, rows: int) -> Block:
+        """Rows without a token."""
+        return cls(layout, np.zeros(rows, dtype=np.int64))
 
-    @property
-    def capacity(self) -> int:
-        """C, slots per row."""
-        return int(self.keys[0].shape[2]) if self.keys else 0
+    def __len__(self) -> int:
+        """B."""
+        return len(self.lens)
 
-    @property
-    def tail_bytes(self) -> int:
-        """Memory of the tails."""
-        return sum(t.nbytes for t in (*self.keys, *self.values))
+    # -- writing -----------------------------------------------------------------------------
 
-    def grouped(self, rows: Ints) -> Ints:
-        """The order in which these rows stand together by trunk."""
-        if len(self.segments) == 1:
-            return np.arange(len(rows))
-        first: dict[int, int] = {}
-        number = [first.setdefault(id(t), len(first)) for t in self.trunks]
-        return np.argsort(np.array(number)[rows], kind="stable")
+    def column_for(self, rows: Ints, width: int, room: int) -> Column:
+        """The last column if these rows may append `width` tokens to it, else a fresh one.
 
-    def select(self, rows: Ints, spare: int = 0) -> Block:
-        """A copy of these rows, with `spare` free slots beyond the longest."""
-        lens = self.lens[rows]
-        out = Block([self.trunks[r] for r in rows.tolist()], lens)
-        used = int(lens.max(initial=0))
-        if not self.keys or not used:
-            return out
-        index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.keys[0].device)
-        for mine, theirs in ((self.keys, out.keys), (self.values, out.values)):
-            for t in mine:
-                if spare == 0:
-                    theirs.append(t[:, :, :used].index_select(0, index))
-                    continue
-                new = t.new_zeros((len(rows), t.shape[1], used + spare, t.shape[3]))
-                torch.index_select(t[:, :, :used], 0, index, out=new[:, :, :used])
-                theirs.append(new)
+        Args:
+            rows: rows of the block that are about to be written.
+            width: tokens of the longest.
+            room: slots of fresh pages.
+        """
+        if self.columns:
+            last = self.columns[-1]
+            if last.pages.writer is self.token and bool((last.owner[rows] >= 0).all()):
+                if int(last.count[rows].max()) + width <= last.pages.room:
+                    return last
+        owner = np.full(len(self), -1, dtype=np.int64)
+        owner[rows] = np.arange(len(rows))
+        pages = self.layout.zeros(len(rows), max(room, width))
+        pages.writer = self.token
+        self.columns.append(Column(pages, owner, np.zeros(len(self), dtype=np.int64)))
+        return self.columns[-1]
+
+    def wrote(self, column: Column, rows: Ints, counts: Ints) -> None:
+        """Note that these rows have appended `counts` tokens to a column."""
+        column.count[rows] += counts
+        column.pages.fill[column.owner[rows]] += counts
+        self.lens[rows] += counts
+
+    def fresh_room(self) -> int:
+        """Slots of pages that rows grow into: longer strings get longer pages."""
+        return max(2 * PAGE, min(LARGEST, int(self.lens.max(initial=0)) // 2 // PAGE * PAGE))
+
+    def release(self) -> None:
+        """Write no more: others may go on with the last pages."""
+        if self.columns and self.columns[-1].pages.writer is self.token:
+            self.columns[-1].pages.writer = None
+
+    # -- page tables of other rows -----------------------------------------------------------
+
+    def take(self, rows: Ints, lens: Ints | None = None, *, moving: bool = False) -> Block:
+        """The page table of these rows, repeats allowed, cut to `lens` tokens; nothing is copied.
+
+        Args:
+            rows: rows of this block.
+            lens: how many tokens of each to keep; None keeps all.
+            moving: whether this block is used up, so that the new one may write in its place.
+        """
+        kept = self.lens[rows] if lens is None else np.minimum(lens, self.lens[rows])
+        left = kept.copy()
+        out = Block(self.layout, kept)
+        for c in self.columns:
+            owner, count = c.owner[rows], np.minimum(c.count[rows], left)
+            left -= count
+            if count.any():
+                if lens is not None:
+                    owner[count == 0] = -1
+                out.columns.append(Column(c.pages, owner, count))
+        if out.columns and self.columns and out.columns[-1].pages is self.columns[-1].pages:
+            self._hand_over(out, moving)
         return out
 
-    def reserve(self, slots: int) -> None:
-        """Make room for `slots` slots per row (grows by half, so appending is amortised)."""
-        if not self.keys or slots <= self.capacity:
+    def _hand_over(self, out: Block, moving: bool) -> None:
+        """Let a new table append to our last pages where each of its rows stands at their end."""
+        last = out.columns[-1]
+        pages, owner = last.pages, last.owner
+        free = pages.writer is None or (moving and pages.writer is self.token)
+        if not free or bool((owner < 0).any()) or len(np.unique(owner)) < len(owner):
             return
-        room = max(slots, self.capacity + max(SPARE, self.capacity // 2))
-        used = int(self.lens.max(initial=0))
-        for tensors in (self.keys, self.values):
-            for i, t in enumerate(tensors):
-                new = t.new_zeros((t.shape[0], t.shape[1], room, t.shape[3]))
-                new[:, :, :used] = t[:, :, :used]
-                tensors[i] = new
+        if bool((last.count == pages.fill[owner]).all()) and pages.room > last.longest:
+            pages.writer = out.token
 
-    def as_trunk(self, row: int, length: int) -> Trunk:
-        """A new trunk with the first `length` positions of a row."""
-        old = self.trunks[row]
-        out = Trunk(length=length)
-        for part in ("keys", "values"):
-            tails, shared, new = getattr(self, part), getattr(old, part), getattr(out, part)
-            for layer in range(max(len(tails), len(shared))):
-                pieces = []
-                if old.length:
-                    pieces.append(shared[layer][:, :, :length])
-                if length > old.length:
-                    pieces.append(tails[layer][row : row + 1, :, : length - old.length])
-                new.append(torch.cat(pieces, dim=2).contiguous())
+    @classmethod
+    def stack(cls, blocks: Sequence[Block]) -> Block:
+        """One table with the rows of several, in order."""
+        if len(blocks) == 1:
+            return blocks[0]
+        total = sum(map(len, blocks))
+        out = cls(blocks[0].layout, np.concatenate([b.lens for b in blocks]))
+        lo = 0
+        for b in blocks:
+            b.release()
+            for c in b.columns:
+                owner = np.full(total, -1, dtype=np.int64)
+                count = np.zeros(total, dtype=np.int64)
+                owner[lo : lo + len(b)], count[lo : lo + len(b)] = c.owner, c.count
+                out.columns.append(Column(c.pages, owner, count))
+            lo += len(b)
+        out.columns = joined(out.columns)
         return out
 
+    # -- what is held ------------------------------------------------------------------------
 
-class Copy(NamedTuple):
-    """Positions of a row of `source` that go to the first tail slots of row `to`."""
+    @property
+    def starts(self) -> list[Ints]:
+        """Of each column, the position of its first slot in each row [B]."""
+        at, out = np.zeros(len(self), dtype=np.int64), []
+        for c in self.columns:
+            out.append(at)
+            at = at + c.count
+        return out
 
-    source: Block
-    row: int
-    start: int
-    stop: int
-    to: int
+    @property
+    def slots(self) -> int:
+        """Slots of all pages that the table points to, written or not."""
+        return sum(p.rows * p.room for p in pages_of([self]))
 
-
-def copy_rows(block: Block, copies: Sequence[Copy], spare: int) -> None:
-    """Fill the tails of a fresh block, vectorised over rows of one source and one shift.
-
-    Row `to` must begin at position `start`: its trunk has that length.
-    """
-    copies = [c for c in copies if c.stop > c.start]
-    if not copies:
-        return
-    room = max(c.stop - c.start for c in copies) + spare
-    like = copies[0].source
-    sample = like.trunks[copies[0].row]
-    for part in ("keys", "values"):
-        for t in getattr(like, part) or getattr(sample, part):
-            shape = (len(block.lens), t.shape[1], room, t.shape[3])
-            getattr(block, part).append(t.new_zeros(shape))
-    runs: dict[tuple[int, int], list[Copy]] = {}
-    for c in copies:
-        border = c.source.trunks[c.row].length
-        if c.start < border:
-            _copy_one(block, c)
-        else:
-            runs.setdefault((id(c.source), c.start - border), []).append(c)
-    for (_, shift), run in runs.items():
-        source = run[0].source
-        longest = max(c.stop - c.start for c in run)
-        device = source.keys[0].device
-        rows = torch.tensor([c.row for c in run], device=device)
-        to = torch.tensor([c.to for c in run], device=device)
-        for part in ("keys", "values"):
-            for new, t in zip(getattr(block, part), getattr(source, part), strict=True):
-                piece = t[:, :, shift : shift + longest]
-                new[:, :, : piece.shape[2]].index_copy_(0, to, piece.index_select(0, rows))
+    @property
+    def nbytes(self) -> int:
+        """Memory of all pages that the table points to."""
+        return self.slots * self.layout.token_bytes
 
 
-def _copy_one(block: Block, c: Copy) -> None:
-    """A copy that begins inside the trunk of its source."""
-    trunk = c.source.trunks[c.row]
-    middle = min(c.stop, trunk.length)
-    for part in ("keys", "values"):
-        shared, tails = getattr(trunk, part), getattr(c.source, part)
-        for layer, new in enumerate(getattr(block, part)):
-            out = new[c.to]
-            out[:, : middle - c.start] = shared[layer][0, :, c.start : middle]
-            if c.stop > middle:
-                tail = tails[layer][c.row, :, : c.stop - middle]
-                out[:, middle - c.start : c.stop - c.start] = tail
+def pages_of(blocks: Iterable[Block]) -> list[Pages]:
+    """The pages that some of these tables point to, each once."""
+    return list({id(c.pages): c.pages for b in blocks for c in b.columns}.values())
+
+
+def joined(columns: Sequence[Column]) -> list[Column]:
+    """Columns over the same pages whose rows are disjoint become one (order is kept per row)."""
+    out: list[Column] = []
+    for c in columns:
+        same = next((o for o in out if o.pages is c.pages), None)
+        if same is None or bool(((same.owner >= 0) & (c.owner >= 0)).any()):
+            out.append(c)
+            continue
+        # no row reads both, and between them only columns of other pages: safe where no row of
+        # this column reads one of those that stand between
+        between = out[out.index(same) + 1 :]
+        if any(bool(((b.owner >= 0) & (c.owner >= 0)).any()) for b in between):
+            out.append(c)
+            continue
+        mine = c.owner >= 0
+        owner, count = same.owner.copy(), same.count.copy()
+        owner[mine], count[mine] = c.owner[mine], c.count[mine]
+        out[out.index(same)] = Column(c.pages, owner, count)
+    return out

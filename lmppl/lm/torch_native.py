@@ -1,6 +1,6 @@
 """The slow, correct path: a transformers model with its own attention and its own cache.
 
-For architectures that the slots of `torch_cache` do not describe: recurrent and hybrid states,
+For architectures that the pages of `torch_cache` do not describe: recurrent and hybrid states,
 attention sinks, position biases, chunked attention. Rows of equal length form a group, so nothing
 is padded and no mask is needed; each group has the model's own cache, forked by `reorder_cache`
 (the one fork that every kind of cache implements rightly) and never cropped. Models whose cache
@@ -72,7 +72,7 @@ class NativeBlock:
             scores.append(out)
         return self._scatter(scores)
 
-    def select(self, rows: Ints, spare: int = 0) -> NativeBlock:
+    def select(self, rows: Ints) -> NativeBlock:
         """These rows, in place: the old batch is used up."""
         kept = []
         for part in self.parts:

@@ -1,6 +1,6 @@
 """The network of a transformers model, run in one of three ways.
 
-* "slots": our keys, values and attention (`torch_cache`). For full and sliding-window attention.
+* "slots": our pages and attention (`torch_cache`). For full and sliding-window attention.
 * "native": the model's own cache and attention, rows grouped by length (`torch_native`).
 * "recompute": no cache at all.
 
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from lmppl.errors import BadArgument, CapabilityError
 from lmppl.lm.base import Usage
-from lmppl.lm.torch_attend import ACTIVE, NAME, Pass, SlotCache, register
-from lmppl.lm.torch_cache import Block, Trunk
+from lmppl.lm.torch_attend import ACTIVE, NAME, PagedCache, Pass, register
+from lmppl.lm.torch_cache import Block
 from lmppl.lm.torch_native import NativeBlock
+from lmppl.lm.torch_pages import Layout, Shape
 from lmppl.lm.torch_prefill import Limits, Sink
-from lmppl.types import Ids
+from lmppl.types import Ids, Ints
 
 Engine = Literal["slots", "native", "recompute"]
 ENGINES: tuple[Engine, ...] = ("slots", "native", "recompute")
@@ -54,8 +55,8 @@ class Network:
         self.dtype: torch.dtype = model.dtype
         self.max_context = _max_context(model.config)
         self.usage = Usage()
-        self.position_bytes = 0
-        """Keys and values of one token of one row, in the way of "slots"."""
+        self.layout = Layout((), self.dtype, self.device)
+        """What a token leaves in the cache, in the way of "slots"."""
         self._own_attention = model.config._attn_implementation
         names = inspect.signature(type(model).forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
@@ -72,51 +73,55 @@ class Network:
     def forward(
         self,
         block: Block,
-        lo: int,
-        hi: int,
+        rows: Ints,
         tokens: Sequence[Ids],
         wanted: Sequence[Sequence[int]],
+        room: int,
     ) -> Tensor:
-        """One pass of rows lo … hi - 1: append `tokens`, return scores where they are wanted.
+        """One pass of some rows: append `tokens`, return scores where they are wanted.
 
         Args:
             block: the batch, changed in place.
-            lo: first row.
-            hi: one past the last row.
+            rows: which of its rows [b], in order.
             tokens: new tokens of each row; lengths may differ.
             wanted: for each row, offsets into its new tokens.
+            room: slots of the pages that are begun if there are none to append to.
 
         Returns:
             Next-token scores [n, V] in float32, rows in order, offsets in order.
         """
         counts = np.array([len(t) for t in tokens], dtype=np.int64)
         width = int(counts.max())
-        ids = np.zeros((hi - lo, width), dtype=np.int64)
+        ids = np.zeros((len(rows), width), dtype=np.int64)
         for r, one in enumerate(tokens):
             ids[r, : len(one)] = one
         flat = [r * width + offset for r, offsets in enumerate(wanted) for offset in offsets]
-        block.reserve(int(block.lens[lo:hi].max(initial=0)) + width)
         gather = torch.tensor(flat, dtype=torch.int64, device=self.device)
-        current = Pass(block, lo, hi, width, self.device, gather)
-        positions = current.positions.clamp(max=self.max_context - 1)
-        scores = self._run(current, torch.from_numpy(ids).to(self.device), positions)
-        block.lens[lo:hi] += counts
-        self._count(int(counts.sum()))
+        scores = self._run(Pass(block, rows, width, room, gather), ids, counts)
         return scores
 
-    def _run(self, current: Pass, ids: Tensor, positions: Tensor) -> Tensor:
+    def step(self, block: Block, tokens: Ints) -> Tensor:
+        """Append tokens [B, Q] to all rows of a block; the scores [B, V] after the last."""
+        count, width = tokens.shape
+        gather = torch.arange(width - 1, count * width, width, device=self.device)
+        current = Pass(block, np.arange(count), width, block.fresh_room(), gather)
+        return self._run(current, tokens, np.full(count, width, dtype=np.int64))
+
+    def _run(self, current: Pass, ids: Ints, counts: Ints) -> Tensor:
         ACTIVE.current = current
         try:
             out = self.model(
-                input_ids=ids,
+                input_ids=torch.from_numpy(np.ascontiguousarray(ids)).to(self.device),
                 attention_mask=self._bare_mask,
-                position_ids=positions,
+                position_ids=current.positions.clamp(max=self.max_context - 1),
                 use_cache=True,
-                **{self._cache_name: SlotCache(current)},
+                **{self._cache_name: PagedCache(current)},
             )
         finally:
             ACTIVE.current = None
         self._heard = current.heard
+        current.done(counts)
+        self._count(int(counts.sum()))
         scores: Tensor = out.logits[0].float()
         return scores
 
@@ -197,22 +202,35 @@ class Network:
         self.model.set_attn_implementation(self._own_attention)
 
     def _try_slots(self, ids: Ids) -> list[tuple[int, Tensor]]:
-        """(position, scores) by rows of unequal length, then a step, then on two trunks."""
+        """(position, scores) by rows of unequal length, then a step, then over shared pages."""
         if not self._takes_positions:
             raise NotImplementedError("the model takes no position_ids")
-        block = Block([Trunk()] * 2, np.zeros(2, dtype=np.int64))
-        first = self.forward(block, 0, 2, [ids[:5], ids[:8]], [[4], [7]])
-        second = self.forward(block, 0, 2, [ids[5:6], ids[8:9]], [[0], [0]])
-        self.position_bytes = sum(
-            2 * t.shape[1] * t.shape[3] * t.element_size() for t in block.keys
-        )
-        trunks = [block.as_trunk(1, 6), block.as_trunk(1, 6), block.as_trunk(1, 7)]
-        trunks[1] = trunks[0]
-        shared = Block(trunks, np.zeros(3, dtype=np.int64))
-        third = self.forward(shared, 0, 3, [ids[6:8], ids[6:11], ids[7:8]], [[1], [4], [0]])
-        fourth = self.forward(shared, 0, 3, [ids[8:9], ids[11:12], ids[8:9]], [[0], [0], [0]])
+        self.layout = self._find_layout(ids[:2])
+        block = Block.empty(self.layout, 2)
+        both = np.arange(2)
+        first = self.forward(block, both, [ids[:5], ids[:8]], [[4], [7]], 8)
+        second = self.forward(block, both, [ids[5:6], ids[8:9]], [[0], [0]], 8)
+        shared = block.take(np.array([1, 1, 1]), np.array([6, 6, 7]))
+        three = np.arange(3)
+        third = self.forward(shared, three, [ids[6:8], ids[6:11], ids[7:8]], [[1], [4], [0]], 8)
+        fourth = self.forward(shared, three, [ids[8:9], ids[11:12], ids[8:9]], [[0], [0], [0]], 8)
         places = [4, 7, 5, 8, 7, 10, 7, 8, 11, 8]
         return list(zip(places, torch.cat([first, second, third, fourth]), strict=True))
+
+    def _find_layout(self, ids: Ids) -> Layout:
+        """What each layer hands to its cache."""
+        probe = _Probe()
+        self.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.arange(len(ids), device=self.device)[None],
+            attention_mask=self._bare_mask,
+            use_cache=True,
+            **{self._cache_name: probe},
+        )
+        layers = sorted(probe.shapes)
+        if layers != list(range(len(layers))) or not layers:
+            raise NotImplementedError(f"layers {layers} have keys and values")
+        return Layout(tuple(probe.shapes[n] for n in layers), self.dtype, self.device)
 
     def _try_native(self, ids: Ids) -> list[tuple[int, Tensor]]:
         """(position, scores) after a fork and a step."""
@@ -248,6 +266,24 @@ class Network:
             if self._heard.get(layer) != expected[kind]:
                 return f"layer {layer} ({kind}) attends with window {self._heard.get(layer)}"
         return None
+
+
+class _Probe(PagedCache):
+    """A cache that keeps nothing but the shapes of what it is given."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, Shape] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.shapes[layer_idx] = Shape(
+            int(key_states.shape[1]), int(key_states.shape[3]), int(value_states.shape[3])
+        )
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
 
 
 @contextmanager

@@ -1,15 +1,13 @@
-"""From contexts to a batch: what is retained is gathered, what is shared is computed once.
+"""From contexts to a page table: what is retained is pointed to, what is shared is computed once.
 
-A *trunk* is a prefix that several rows keep in common in memory (see `torch_cache`).
+1. Every context points to the pages of the retained row that shares the longest prefix with it.
+2. The beginning that all contexts share is computed once, then the beginnings of groups that share
+   more (the particles of one question, the options of one choice), one row per group.
+3. The rest of each context is computed row by row, rows of similar lengths in one padded pass, cut
+   along their length where a pass would exceed its size (chunked prefill).
 
-1. A context whose retained row covers that row's trunk keeps the trunk.
-2. The others are planned anew, in two levels: the beginning that all of them share, and groups that
-   share more (the particles of one question, the options of one choice). Each level is computed
-   once, one row per group, and becomes a trunk where it is long enough.
-3. The rest of each context is computed row by row, in padded passes.
-
-Every level starts from the longest prefix that a retained row can serve. Next-token scores are
-wanted at some positions of each context; the network's head runs at those alone.
+Between these levels nothing is copied: rows fork by their page tables (`torch_cache`). Next-token
+scores are wanted at some positions of each context; the network's head runs at those alone.
 """
 
 from __future__ import annotations
@@ -22,21 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmppl.lm.prefix import Group, Match, PrefixIndex, common, group, key_of
-from lmppl.lm.torch_cache import SPARE, Block, Copy, Trunk, copy_rows
+from lmppl.lm.prefix import Match, PrefixIndex, common, group, key_of
+from lmppl.lm.torch_cache import Block
 from lmppl.lm.torch_draw import Logits
+from lmppl.lm.torch_pages import Layout
 from lmppl.types import Ids, Ints
 
 LEAST = 32
-"""Tokens that a trunk must have, and computations that a group must save, to be worth it."""
-WORTH = 256
-"""Stored tokens that the trunk of a group must save: each trunk is a step of a loop per layer."""
+"""Token computations that a group must save to be worth a pass of its own."""
 
 Places = list[tuple[int, int]]
 """(sequence, position) of each row of scores."""
 Sink = Callable[[Tensor, Places], None]
-Forward = Callable[[Block, int, int, Sequence[Ids], Sequence[Sequence[int]]], Tensor]
-"""forward(block, lo, hi, tokens, wanted offsets per row) -> scores [n, V], rows in order."""
+Forward = Callable[[Block, Ints, Sequence[Ids], Sequence[Sequence[int]], int], Tensor]
+"""forward(block, rows, tokens, wanted offsets per row, room) -> scores [n, V], rows in order."""
 
 
 @dataclass(eq=False)
@@ -68,15 +65,12 @@ class Job(NamedTuple):
     stop: int
 
 
-class _Row(NamedTuple):
-    """A row of the final batch: its trunk, and where its tail comes from."""
+class Source(NamedTuple):
+    """A row whose first `known` tokens a sequence begins with; no block when there are none."""
 
-    seq: int
-    trunk: Trunk
-    start: int
-    """Positions before this one are known."""
-    source: Block | None
+    block: Block | None
     row: int
+    known: int
 
 
 @dataclass(eq=False)
@@ -85,26 +79,24 @@ class Prefill:
 
     Args:
         seqs: the sequences, sorted, without duplicates.
-        counts: how many rows of the batch hold each of them.
         needs: for each, the first position whose next-token scores are wanted (its length when
             none are).
         index: the retained rows.
         forward: runs the network.
         sink: takes the scores as they come.
         limits: sizes of one pass.
+        layout: of the pages.
     """
 
     seqs: Sequence[Ids]
-    counts: Sequence[int]
     needs: Sequence[int]
     index: PrefixIndex[Retained]
     forward: Forward
     sink: Sink
     limits: Limits
+    layout: Layout
     keys: list[bytes] = field(default_factory=list)
     matches: list[Match[Retained] | None] = field(default_factory=list)
-    taken: Retained | None = None
-    """A retained batch whose tensors the result took over: it must be forgotten."""
 
     def __post_init__(self) -> None:
         """Look every sequence up among the retained rows."""
@@ -113,177 +105,125 @@ class Prefill:
 
     def run(self) -> tuple[Block, Ints]:
         """The computed batch, and for each of its rows the sequence that it holds."""
-        families: dict[int, list[int]] = {}
-        loose = []
-        for u, match in enumerate(self.matches):
-            trunk = None if match is None else match.owner.block.trunks[match.row]
-            if trunk is not None and 0 < trunk.length <= self._known(u):
-                families.setdefault(id(trunk), []).append(u)
-            else:
-                loose.append(u)
-        rows = [row for members in families.values() for row in self._keep(members)]
-        if loose:
-            rows += self._plan(loose)
-        block = self._assemble(rows)
-        self._compute(block, [Job((r.seq,), r.start, len(self.seqs[r.seq])) for r in rows])
-        return block, np.array([r.seq for r in rows], dtype=np.int64)
-
-    def _known(self, u: int) -> int:
-        """Positions of a sequence that a retained row can serve."""
-        match = self.matches[u]
-        return 0 if match is None else min(match.shared, self.needs[u])
-
-    def _source(self, u: int) -> tuple[Block | None, int]:
-        match = self.matches[u]
-        return (None, 0) if match is None else (match.owner.block, match.row)
-
-    # -- trunks that stay --------------------------------------------------------------------
-
-    def _keep(self, members: Sequence[int]) -> list[_Row]:
-        """Rows that keep their trunk, or a longer one when they have grown together."""
-        block, row = self._source(members[0])
-        if block is None:
-            raise RuntimeError("a kept row without a source")
-        trunk = block.trunks[row]
-        shared = common(self.keys[members[0]], self.keys[members[-1]])
-        length = min(shared, min(map(self._known, members)))
-        several = sum(self.counts[u] for u in members) > 1
-        if several and length - trunk.length >= max(2 * LEAST, trunk.length):
-            trunk = block.as_trunk(row, length)
-        rows = [_Row(u, trunk, self._known(u), *self._source(u)) for u in members]
-        return sorted(rows, key=lambda r: (len(self.seqs[r.seq]) - r.start, r.row))
-
-    # -- new trunks --------------------------------------------------------------------------
-
-    def _plan(self, loose: Sequence[int]) -> list[_Row]:
-        """Rows of the contexts that no retained trunk serves."""
-        base = self._base(loose)
-        starts = [max(base.length, self._known(u)) for u in loose]
-        groups = []
-        for g in group([self.keys[u] for u in loose], starts, LEAST):
-            members = tuple(loose[i] for i in g.members)
-            alone = len(members) == 1 and self._worth(members, len(self.seqs[members[0]]), base)
-            stop = len(self.seqs[members[0]]) if alone else g.stop
-            groups.append(Group(members, g.start, stop))
-        groups.sort(key=lambda g: g.stop - g.start)
-        heads = self._heads(base, groups)
-        rows: list[_Row] = []
-        plain: list[_Row] = []
-        for n, g in enumerate(groups):
-            if self._worth(g.members, g.stop, base):
-                trunk = heads.as_trunk(n, g.stop)
-                rows += [_Row(u, trunk, g.stop, None, 0) for u in g.members]
-            else:
-                plain += [_Row(u, base, g.stop, heads, n) for u in g.members]
-        return rows + sorted(plain, key=lambda r: (len(self.seqs[r.seq]) - r.start, r.row))
-
-    def _worth(self, members: Sequence[int], length: int, base: Trunk) -> bool:
-        """Whether these sequences should have a trunk of this length of their own."""
-        own = length - base.length
-        return own >= LEAST and own * (sum(self.counts[u] for u in members) - 1) >= WORTH
-
-    def _base(self, loose: Sequence[int]) -> Trunk:
-        """What all these contexts begin with, as a trunk; empty when it is too short."""
-        shared = common(self.keys[loose[0]], self.keys[loose[-1]])
-        if shared < LEAST or sum(self.counts[u] for u in loose) == 1:
-            return Trunk()
-        bound = min(shared, min(self.needs[u] for u in loose))
-        best = max(loose, key=lambda u: min(self._known(u), bound))
-        known = min(self._known(best), bound)
-        source, row = self._source(best)
-        block = Block([Trunk()], np.array([known], dtype=np.int64))
-        if source is not None:
-            copy_rows(block, [Copy(source, row, 0, known, 0)], shared - known)
-        self._compute(block, [Job(tuple(loose), known, shared)])
-        return block.as_trunk(0, shared)
-
-    def _heads(self, base: Trunk, groups: Sequence[Group]) -> Block:
-        """One row per group, computed up to where its members part."""
-        starts = np.array([g.start for g in groups], dtype=np.int64)
-        block = Block([base] * len(groups), starts - base.length)
-        copies = []
-        for n, g in enumerate(groups):
-            source, row = self._source(max(g.members, key=self._known))
-            if source is not None:
-                copies.append(Copy(source, row, base.length, g.start, n))
-        copy_rows(block, copies, SPARE)
-        self._compute(block, [Job(g.members, g.start, g.stop) for g in groups])
-        return block
-
-    # -- the batch ---------------------------------------------------------------------------
-
-    def _assemble(self, rows: Sequence[_Row]) -> Block:
-        """The final batch with everything that is known so far."""
-        known = np.array([r.start - r.trunk.length for r in rows], dtype=np.int64)
-        block = Block([r.trunk for r in rows], known)
-        source = rows[0].source
-        same = all(r.source is source and r.trunk is _trunk_of(r) for r in rows)
-        if source is not None and same and source.keys:
-            index = np.array([r.row for r in rows], dtype=np.int64)
-            whole = len(index) == len(source.lens) and bool((index == np.arange(len(index))).all())
-            if whole:
-                block.keys, block.values = source.keys, source.values
-                owners = (m.owner for m in self.matches if m is not None)
-                self.taken = next((o for o in owners if o.block is source), None)
-            else:
-                copied = source.select(index, SPARE)
-                block.keys, block.values = copied.keys, copied.values
-            return block
-        copies = [
-            Copy(r.source, r.row, r.trunk.length, r.start, n)
-            for n, r in enumerate(rows)
-            if r.source is not None
+        self.sources = [
+            Source(None, 0, 0)
+            if m is None
+            else Source(m.owner.block, m.row, min(m.shared, self.needs[u]))
+            for u, m in enumerate(self.matches)
         ]
-        copy_rows(block, copies, SPARE)
-        return block
+        if len(self.seqs) > 1:
+            self._base()
+            self._heads()
+        block, order = self._assemble(self.sources)
+        jobs = [Job((u,), self.sources[u].known, len(self.seqs[u])) for u in order.tolist()]
+        self._compute(block, jobs)
+        return block, order
+
+    # -- what is shared ----------------------------------------------------------------------
+
+    def _base(self) -> None:
+        """Compute what all sequences begin with once, unless a retained row has it."""
+        shared = common(self.keys[0], self.keys[-1])
+        behind = [u for u, s in enumerate(self.sources) if s.known < shared]
+        if shared < LEAST or len(behind) < 2:
+            return
+        bound = min(shared, *(self.needs[u] for u in behind))
+        best = max(self.sources, key=lambda s: min(s.known, bound))
+        known = min(best.known, bound)
+        block, _ = self._assemble([best._replace(known=known)])
+        self._compute(block, [Job(tuple(behind), known, shared)])
+        block.release()
+        for u in behind:
+            self.sources[u] = Source(block, 0, shared)
+
+    def _heads(self) -> None:
+        """Compute once, one row per group, what the sequences of each group share."""
+        starts = [s.known for s in self.sources]
+        groups = [g for g in group(self.keys, starts, LEAST) if g.stop > g.start]
+        if not groups:
+            return
+        heads = [
+            max((self.sources[u] for u in g.members), key=lambda s: s.known)._replace(known=g.start)
+            for g in groups
+        ]
+        block, order = self._assemble(heads)
+        jobs = [Job(groups[n].members, groups[n].start, groups[n].stop) for n in order.tolist()]
+        self._compute(block, jobs)
+        block.release()
+        for row, n in enumerate(order.tolist()):
+            for u in groups[n].members:
+                if self.sources[u].known < groups[n].stop:
+                    self.sources[u] = Source(block, row, groups[n].stop)
+
+    def _assemble(self, sources: Sequence[Source]) -> tuple[Block, Ints]:
+        """One table with a row per source, and which source each row is; nothing is copied."""
+        blocks: dict[int, Block] = {}
+        members: dict[int, list[int]] = {}
+        for n, s in enumerate(sources):
+            key = id(s.block) if s.block is not None and s.known else 0
+            members.setdefault(key, []).append(n)
+            if key and s.block is not None:
+                blocks[key] = s.block
+        tables, order = [], []
+        for key, mine in members.items():
+            if not key:
+                tables.append(Block.empty(self.layout, len(mine)))
+            else:
+                mine.sort(key=lambda n: sources[n].row)
+                rows = np.array([sources[n].row for n in mine], dtype=np.int64)
+                lens = np.array([sources[n].known for n in mine], dtype=np.int64)
+                tables.append(blocks[key].take(rows, lens))
+            order += mine
+        return Block.stack(tables), np.array(order, dtype=np.int64)
 
     # -- passes ------------------------------------------------------------------------------
 
     def _compute(self, block: Block, jobs: Sequence[Job]) -> None:
-        """Compute one job per row; neighbours of similar length share a pass."""
+        """Compute one job per row; rows of similar lengths share a pass."""
+        left = [r for r, job in enumerate(jobs) if job.stop > job.start]
+        left.sort(key=lambda r: jobs[r].stop - jobs[r].start)
         lo = 0
-        while lo < len(jobs):
-            if jobs[lo].stop <= jobs[lo].start:
-                lo += 1
-                continue
+        while lo < len(left):
             hi, real, width = lo, 0, 0
-            while hi < len(jobs):
-                own = jobs[hi].stop - jobs[hi].start
-                wider = max(width, own)
-                padded = wider * (hi + 1 - lo)
+            while hi < len(left):
+                own = jobs[left[hi]].stop - jobs[left[hi]].start
+                padded = own * (hi + 1 - lo)  # sorted: the newest is the widest
                 full = padded > self.limits.tokens
-                if own <= 0 or (hi > lo and (full or padded - real - own > self.limits.waste)):
+                if hi > lo and (full or padded - real - own > self.limits.waste):
                     break
-                hi, real, width = hi + 1, real + own, wider
-            self._run(block, lo, jobs[lo:hi])
+                hi, real, width = hi + 1, real + own, own
+            rows = sorted(left[lo:hi])
+            self._run(block, rows, [jobs[r] for r in rows], width)
             lo = hi
 
-    def _run(self, block: Block, lo: int, jobs: Sequence[Job]) -> None:
-        """A run of rows, cut along their length where it exceeds the size of a pass."""
+    def _run(self, block: Block, rows: Sequence[int], jobs: Sequence[Job], width: int) -> None:
+        """Some rows, cut along their length where they exceed the size of a pass."""
         room = max(1, self.limits.tokens // len(jobs))
         wants = max(j.stop - max(j.start, min(self.needs[v] for v in j.members)) for j in jobs)
         if wants * len(jobs) > self.limits.scores:
             room = min(room, max(1, self.limits.scores // len(jobs)))
         at = [job.start for job in jobs]
-        while any(a < job.stop for a, job in zip(at, jobs, strict=True)):
-            ends = [min(job.stop, a + room) for a, job in zip(at, jobs, strict=True)]
+        while True:
+            going = [i for i, job in enumerate(jobs) if at[i] < job.stop]
+            if not going:
+                return
             places: list[tuple[list[int], int]] = []
             wanted: list[list[int]] = []
-            for a, end, job in zip(at, ends, jobs, strict=True):
+            tokens: list[Ids] = []
+            for i in range(len(jobs)):
+                job, end = jobs[i], min(jobs[i].stop, at[i] + room)
                 here = []
-                for position in range(max(a, min(self.needs[v] for v in job.members)), end):
+                for position in range(max(at[i], min(self.needs[v] for v in job.members)), end):
                     takers = [v for v in job.members if self.needs[v] <= position]
                     if takers:
-                        here.append(position - a)
+                        here.append(position - at[i])
                         places.append((takers, position))
                 wanted.append(here)
-            tokens = [
-                self.seqs[job.members[0]][a:end] for a, end, job in zip(at, ends, jobs, strict=True)
-            ]
-            scores = self.forward(block, lo, lo + len(jobs), tokens, wanted)
+                tokens.append(self.seqs[job.members[0]][at[i] : end])
+                at[i] = end
+            scores = self.forward(block, np.array(rows, dtype=np.int64), tokens, wanted, width)
             if places:
                 self._deliver(scores, places)
-            at = ends
 
     def _deliver(self, scores: Tensor, places: Sequence[tuple[list[int], int]]) -> None:
         index = [n for n, (takers, _) in enumerate(places) for _ in takers]
@@ -291,7 +231,3 @@ class Prefill:
         if len(index) != len(places):
             scores = scores.index_select(0, torch.tensor(index, device=scores.device))
         self.sink(scores, flat)
-
-
-def _trunk_of(row: _Row) -> Trunk | None:
-    return None if row.source is None else row.source.trunks[row.row]

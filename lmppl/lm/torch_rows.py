@@ -14,6 +14,7 @@ from lmppl.lm.torch_cache import Block
 from lmppl.lm.torch_draw import Logits, as_index
 from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_prefill import Retained
+from lmppl.lm.torch_tidy import tidy
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ints, Keys
 
@@ -39,7 +40,7 @@ class TorchRows(Rows):
     ) -> None:
         """Rows whose tokens are ids[b, :lens[b]], all computed.
 
-        Row b of the caller is row at[b] of the block: there, rows stand together by trunk.
+        Row b of the caller is row at[b] of the block: there, rows stand together by lineage.
         """
         self.lm = lm
         self.block = block
@@ -123,10 +124,14 @@ class TorchRows(Rows):
             if isinstance(self.block, Block):
                 dropped = np.setdiff1d(np.arange(len(self)), kept)
                 if len(dropped):
-                    self._retain(self.block.select(dropped), dropped)
-                order = self.block.grouped(kept)
+                    self._retain(self.block.take(dropped), dropped)
+                order = np.argsort(kept, kind="stable")
             inner = kept[order]
-            self.block = self.block.select(inner, self.lm.spare)
+            if isinstance(self.block, Block):
+                self.block = self.block.take(inner, moving=True)
+                tidy(self.block)
+            else:
+                self.block = self.block.select(inner)
             self.ids, self.lens = self.ids[rows], self.lens[rows]
             self.at = np.argsort(order)
             self._outer = None
@@ -140,14 +145,16 @@ class TorchRows(Rows):
         if self.closed:
             return
         self.closed = True
-        if len(self) and isinstance(self.block, Block):
-            self._retain(self.block, np.arange(len(self)))
+        if isinstance(self.block, Block):
+            self.block.release()
+            if len(self):
+                self._retain(self.block, np.arange(len(self)))
         self._inner = self._outer = None
 
     def _retain(self, block: Block, inner: Ints) -> None:
         """Retain a block whose rows are these rows of ours (in the order of the block)."""
         outer = np.argsort(self.at)[inner]
-        known = block.offsets + block.lens
+        known = block.lens
         keys = [
             self.ids[b, :n].tobytes() for b, n in zip(outer.tolist(), known.tolist(), strict=True)
         ]

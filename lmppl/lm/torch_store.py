@@ -6,15 +6,19 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from lmppl.lm.prefix import PrefixIndex
+from lmppl.lm.torch_cache import pages_of
 from lmppl.lm.torch_prefill import Retained
+
+MOST = 128
+"""Batches that are retained at most: batches that share their pages cost memory for their keys."""
 
 
 class RetainedRows:
     """Least-recently-used retention of closed batches.
 
     The newest batch is always kept, whatever its size: its memory was in use a moment ago, and a
-    resample is a close followed by an open of the same rows. Trunks shared by several batches are
-    counted once.
+    resample is a close followed by an open of the same rows. Pages that several batches point to
+    are counted once.
     """
 
     def __init__(self, budget: int) -> None:
@@ -23,7 +27,7 @@ class RetainedRows:
         self.index: PrefixIndex[Retained] = PrefixIndex()
         self._held: OrderedDict[int, Retained] = OrderedDict()
         self._bytes: dict[int, int] = {}
-        """Tails and scores of each batch."""
+        """Scores of each batch."""
 
     def __len__(self) -> int:
         """Number of retained batches."""
@@ -32,8 +36,8 @@ class RetainedRows:
     @property
     def nbytes(self) -> int:
         """Memory held: keys, values and scores."""
-        trunks = {id(s.trunk): s.trunk for r in self._held.values() for s in r.block.segments}
-        return sum(self._bytes.values()) + sum(t.nbytes for t in trunks.values())
+        pages = pages_of(r.block for r in self._held.values())
+        return sum(self._bytes.values()) + sum(p.nbytes for p in pages)
 
     def add(self, retained: Retained, keys: Iterable[bytes]) -> None:
         """Retain a batch whose row r holds the tokens of the r-th key."""
@@ -42,8 +46,8 @@ class RetainedRows:
         retained.number = self.index.add(retained, keys)
         self._held[retained.number] = retained
         scores = 0 if retained.logits is None else retained.logits.scores.nbytes
-        self._bytes[retained.number] = retained.block.tail_bytes + scores
-        while len(self._held) > 1 and self.nbytes > self.budget:
+        self._bytes[retained.number] = scores
+        while len(self._held) > 1 and (len(self._held) > MOST or self.nbytes > self.budget):
             self.remove(next(iter(self._held.values())))
 
     def touch(self, retained: Retained) -> None:

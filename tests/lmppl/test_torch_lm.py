@@ -226,13 +226,13 @@ def test_each_engine_gives_the_same_rows(kind: str, engine: Any) -> None:
     pair.check(rows, contexts)
 
 
-def test_a_long_shared_prefix_becomes_a_trunk(llama: Pair) -> None:
+def test_a_long_shared_prefix_is_stored_once(llama: Pair) -> None:
     rng = np.random.default_rng(3)
     prefix = some_ids(rng, 50)
     contexts = [prefix + some_ids(rng, n) for n in (1, 1, 2, 5, 5, 9)]
     contexts.append(contexts[0])
     rows = llama.lm.open(contexts)
-    assert isinstance(rows.block, Block) and rows.block.offsets.tolist() == [50] * 7
+    assert table(rows)[0] == (1, 50)  # one row of pages for the seven rows of the batch
     assert llama.lm.usage.computed_tokens == 50 + 23
     assert llama.lm.usage.cached_tokens == sum(map(len, contexts)) - 73
     llama.check(rows, contexts)
@@ -246,13 +246,14 @@ def test_a_long_shared_prefix_becomes_a_trunk(llama: Pair) -> None:
     llama.check(llama.lm.open(contexts[::-1]), contexts[::-1])
 
 
-def trunk_lengths(rows: Any) -> list[int]:
+def table(rows: Any) -> list[tuple[int, int]]:
+    """(rows of the pages, slots in use) of each column of a page table."""
     assert isinstance(rows.block, Block)
-    return sorted(s.trunk.length for s in rows.block.segments)
+    return [(c.pages.rows, c.longest) for c in rows.block.columns]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
-def test_every_question_has_its_trunk(kind: str) -> None:
+def test_every_question_is_stored_once(kind: str) -> None:
     """Particles of three questions, interleaved: each prompt is stored once, rows stay right."""
     pair = Pair(kind)
     rng = np.random.default_rng(20)
@@ -260,7 +261,7 @@ def test_every_question_has_its_trunk(kind: str) -> None:
     prompts = [start + some_ids(rng, n) for n in (40, 45, 38)]
     contexts = [prompts[i % 3] for i in range(27)]
     rows = pair.lm.open(contexts)
-    assert trunk_lengths(rows) == [43, 45, 50]
+    assert table(rows) == [(3, 50)]
     assert pair.lm.usage.computed_tokens == 43 + 45 + 50
     for turn in range(6):
         pair.check(rows, contexts)
@@ -275,11 +276,11 @@ def test_every_question_has_its_trunk(kind: str) -> None:
             rows.close()
             contexts = [contexts[i] + some_ids(rng, int(rng.integers(0, 3))) for i in index]
             rows = pair.lm.open(contexts)
-        assert trunk_lengths(rows) == [43, 45, 50]
+        assert table(rows)[0] == (3, 50)
     pair.check(rows, contexts)
 
 
-def test_a_batch_that_goes_on_takes_its_tensors_back(llama: Pair) -> None:
+def test_a_batch_that_goes_on_writes_in_its_old_pages(llama: Pair) -> None:
     """Close and open of the same rows, in another order: nothing is copied or computed."""
     rng = np.random.default_rng(21)
     contexts = [some_ids(rng, 40)] * 5
@@ -290,13 +291,16 @@ def test_a_batch_that_goes_on_takes_its_tensors_back(llama: Pair) -> None:
         contexts = [c + (int(t),) for c, t in zip(contexts, tokens, strict=True)]
     rows.log_probs()
     assert isinstance(rows.block, Block)
-    where = rows.block.keys[0].data_ptr()
+    before = rows.block.columns[-1].pages
     rows.close()
     contexts = [contexts[i] for i in (3, 1, 4, 0, 2)]
     rows = llama.lm.open(contexts)
-    assert isinstance(rows.block, Block) and rows.block.keys[0].data_ptr() == where
+    assert isinstance(rows.block, Block)
+    last = rows.block.columns[-1].pages
+    assert last is before and last.writer is rows.block.token
     llama.check(rows, contexts)
-    again = llama.lm.open(contexts)  # the tensors are in use: these rows are computed anew
+    again = llama.lm.open(contexts)  # the pages are being written: these rows get others
+    assert isinstance(again.block, Block) and again.block.columns[-1].pages is not last
     for batch, token in ((again, 9), (rows, 8)):
         batch.push(np.full(5, token))
         llama.check(batch, [(*c, token) for c in contexts])
@@ -305,13 +309,13 @@ def test_a_batch_that_goes_on_takes_its_tensors_back(llama: Pair) -> None:
         llama.check(batch, [(*c, token, 7) for c in contexts])
 
 
-def test_a_beginning_inside_an_old_trunk_is_reused(llama: Pair) -> None:
-    """A new question shares 34 tokens with a retained trunk of 60: the others are copied from it."""
+def test_a_beginning_inside_old_pages_is_reused(llama: Pair) -> None:
+    """A new question shares 34 tokens with a retained prompt of 60: it points to its pages."""
     rng = np.random.default_rng(23)
     preamble = some_ids(rng, 34)
     old, new = preamble + some_ids(rng, 26), preamble + some_ids(rng, 20)
     rows = llama.lm.open([old] * 12)
-    assert trunk_lengths(rows) == [60]
+    assert table(rows) == [(1, 60)]
     rows.close()
     before = llama.lm.usage.computed_tokens
     contexts = [old[:55], new, new + (9,), new + (10,), old + (9,)]
@@ -330,14 +334,14 @@ def test_a_context_that_begins_all_others(llama: Pair) -> None:
     llama.check(llama.lm.open(contexts), contexts)
 
 
-def test_rows_that_grew_together_get_a_longer_trunk() -> None:
+def test_rows_that_grew_together_are_stored_once() -> None:
     pair = Pair("llama")
     pair.lm.max_context = 400  # more than the model was made for, which does not matter here
     pair.lm.network.max_context = 400
     rng = np.random.default_rng(22)
     prompt = some_ids(rng, 34)
     rows = pair.lm.open([prompt] * 9)
-    assert trunk_lengths(rows) == [34]
+    assert table(rows) == [(1, 34)]
     history = prompt
     for _ in range(70):
         rows.push(np.full(9, 5 + len(history)))
@@ -346,7 +350,7 @@ def test_rows_that_grew_together_get_a_longer_trunk() -> None:
     rows.close()
     contexts = [history + some_ids(rng, 1) for _ in range(9)]
     rows = pair.lm.open(contexts)
-    assert trunk_lengths(rows) == [104]
+    assert sum(used for count, used in table(rows) if count == 1) == 104
     assert pair.lm.usage.computed_tokens == 34 + 9 * 70 + 9
     pair.check(rows, contexts)
 
@@ -724,7 +728,7 @@ def test_a_scoring_larger_than_memory_is_done_in_portions(monkeypatch: pytest.Mo
     whole = Pair("llama")
     expected = whole.lm.score(contexts, tails, [(2,)] * 30, [1.0] * 30)
     pair = Pair("llama", kv_bytes=2_000)
-    monkeypatch.setattr("lmppl.lm.torch.LEAST_BYTES", 200 * pair.lm.network.position_bytes)
+    monkeypatch.setattr("lmppl.lm.torch.LEAST_BYTES", 200 * pair.lm.network.layout.token_bytes)
     largest = 0
     add = pair.lm.store.add
 
