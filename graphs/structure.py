@@ -3,7 +3,8 @@
 `graph_of` runs the program on placeholders (or on the values of a trace), asks no model, and then
 runs it again once per value it tries: with one value changed and all others held, a site that is
 asked something else than before has an edge from the changed one. So every edge is a fact about
-two runs; a missing edge says that no value that was tried made a difference, and no more.
+two runs; a missing edge says that no value that was tried, among several settings of the others,
+made a difference, and no more.
 
 Of an edge, `via` says how the value arrived: "text" (it stands in the prompt at `spans`), "value"
 (the law or the weight changed), "control" (the site exists for some of its values only), "error"
@@ -12,6 +13,7 @@ Of an edge, `via` says how the value arrived: "text" (it stands in the prompt at
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,9 @@ from lmppl.handlers import condition
 from lmppl.text import Span, Text
 from lmppl.trace import Trace
 
+CONTEXTS = 6
+"""In how many further runs, with values at random, the sites are varied: an edge may show only
+where other sites have certain values."""
 MOST_RUNS = 16
 """How many runs with different sites are taken as a basis."""
 STRENGTH = {"text": 3, "value": 2, "control": 1, "error": 0}
@@ -64,27 +69,29 @@ def graph_of(
     import networkx
 
     fn = condition(program, dict(observations)) if observations else program
-    start = _values(trace)
     found = networkx.DiGraph(returns=[], untested=[], plates={}, program=_name(program))
-    bases: list[dict[str, Any]] = [start]
-    seen: set[frozenset[str]] = set()
     call = (fn, args, dict(kwargs or {}))
     hints = constants_of(program)
-    for at in range(MOST_RUNS):
-        if at >= len(bases):
-            break
-        base = _first(bases[at], call) if at == 0 else Replay(Held(bases[at])).attempt(*call)
-        if base.raised is not None:
-            if at == 0:
-                raise _unrunnable(base.raised, trace)
+    bases: list[dict[str, Any]] = [_values(trace)]
+    seen: set[frozenset[str]] = set()
+    chance = random.Random(0)
+    while bases and len(seen) < MOST_RUNS:
+        base = Replay(Held(bases.pop(0), derive=not seen)).attempt(*call)
+        if base.raised is not None and not seen:
+            base = _retried(_values(trace), call, base)
+        if base.raised is not None or frozenset(base.events) in seen:
             continue
-        if frozenset(base.events) in seen:
-            continue
+        _add_nodes(found, base, optional=bool(seen))
+        contexts = CONTEXTS if not seen else 1
         seen.add(frozenset(base.events))
-        _add_nodes(found, base, optional=at > 0)
-        for source in list(base.events.values()):
-            if source.op != "factor":
-                _vary(found, base, source, bases, call, hints)
+        _vary_all(found, base, bases, call, hints)
+        for _ in range(contexts):
+            values = {
+                a: chance.choice([e.value, *others(e, hints)]) for a, e in base.events.items()
+            }
+            there = Replay(Held(values)).attempt(*call)
+            if there.raised is None:
+                _vary_all(found, there, bases, call, hints)
     if not networkx.is_directed_acyclic_graph(found):
         cycle = [u for u, _ in networkx.find_cycle(found)]
         raise GraphError(
@@ -95,16 +102,14 @@ def graph_of(
     return found
 
 
-def _first(values: dict[str, Any], call: tuple[Any, ...]) -> Replay:
-    """A run on placeholders; the result of an effect may be a text or a number."""
-    first = Replay(Held(dict(values), derive=True)).attempt(*call)
-    for unknown in (1.0, 1):
-        if not isinstance(first.raised, (TypeError, ValueError, AttributeError)):
-            break
-        again = Replay(Held(dict(values), derive=True, unknown=unknown)).attempt(*call)
-        if again.raised is None:
-            return again
-    return first
+def _retried(values: dict[str, Any], call: tuple[Any, ...], first: Replay) -> Replay:
+    """A run on placeholders whose effects give numbers in place of texts."""
+    if isinstance(first.raised, (TypeError, ValueError, AttributeError)):
+        for unknown in (1.0, 1):
+            again = Replay(Held(dict(values), derive=True, unknown=unknown)).attempt(*call)
+            if again.raised is None:
+                return again
+    raise _unrunnable(first.raised, values)
 
 
 def _values(trace: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -127,10 +132,10 @@ def _name(program: Any) -> str:
     return str(getattr(program, "__name__", type(program).__name__))
 
 
-def _unrunnable(error: Exception, trace: Any) -> GraphError:
+def _unrunnable(error: Exception | None, values: Mapping[str, Any]) -> GraphError:
     made = GraphError(
         f"the program raised {type(error).__name__}: {excerpt(str(error), 200)}",
-        why="it was run on placeholders, without a model" if trace is None else None,
+        why=None if values else "it was run on placeholders, without a model",
         fix='give values it can do with: graph_of(program, ..., trace={"site": value}), or the '
         "trace of a run",
     )
@@ -178,30 +183,32 @@ def plates_of(address: str, run: Replay) -> tuple[tuple[str, int], ...]:
     return tuple(out)
 
 
-def _vary(
+def _vary_all(
     found: Any,
     base: Replay,
-    source: Event,
     bases: list[dict[str, Any]],
     call: tuple[Any, ...],
     hints: Sequence[Any],
 ) -> None:
-    """Try other values of one site, and add the edges that they show."""
-    values = {a: e.value for a, e in base.events.items() if e.op != "factor"}
-    ended = False
+    """Try other values of every site, one at a time, and add the edges that they show."""
+    values = {a: e.value for a, e in base.events.items()}
     pool = [Text(e.value) for e in base.events.values() if isinstance(e.value, str)]
-    for other in others(source, [*pool[:3], *hints]):
-        held = Held(dict(values), changed=(source.address, other))
-        run = Replay(held).attempt(*call)
-        ended = ended or run.raised is None
-        _compare(found, base, run, source, other)
-        if set(run.events) - set(base.events):
-            bases.append({**held.values, source.address: other})
-        if run.raised is None and fingerprint_of(run.result) != fingerprint_of(base.result):
-            if source.address not in found.graph["returns"]:
-                found.graph["returns"].append(source.address)
-    if not ended and source.address not in found.graph["untested"]:
-        found.graph["untested"].append(source.address)
+    for source in list(base.events.values()):
+        if source.op == "factor":
+            continue
+        ended = False
+        for other in others(source, [*pool[:3], *hints]):
+            held = Held(dict(values), changed=(source.address, other))
+            run = Replay(held).attempt(*call)
+            ended = ended or run.raised is None
+            _compare(found, base, run, source, other)
+            if set(run.events) - set(base.events):
+                bases.append({**held.values, source.address: other})
+            if run.raised is None and fingerprint_of(run.result) != fingerprint_of(base.result):
+                if source.address not in found.graph["returns"]:
+                    found.graph["returns"].append(source.address)
+        if not ended and source.address not in found.graph["untested"]:
+            found.graph["untested"].append(source.address)
 
 
 def _compare(found: Any, base: Replay, run: Replay, source: Event, other: Any) -> None:
