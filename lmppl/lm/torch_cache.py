@@ -59,6 +59,8 @@ class Block:
     columns: list[Column] = field(default_factory=list)
     token: object = field(default_factory=object)
     """Who writes, as pages know it (not the block itself: cycles are freed late)."""
+    forking: bool = False
+    """Whether its last page was copied by a fork: then fresh pages are small."""
 
     @classmethod
     def empty(cls, layout: Layout, rows: int) -> Block:
@@ -99,7 +101,9 @@ class Block:
 
     def fresh_room(self) -> int:
         """Slots of pages that rows grow into: longer strings get longer pages."""
-        return max(2 * PAGE, min(LARGEST, int(self.lens.max(initial=0)) // 2 // PAGE * PAGE))
+        if self.forking:
+            return PAGE
+        return max(4 * PAGE, min(LARGEST, int(self.lens.max(initial=0)) // 2 // PAGE * PAGE))
 
     def release(self) -> None:
         """Write no more: others may go on with the last pages."""
@@ -118,7 +122,7 @@ class Block:
         """
         kept = self.lens[rows] if lens is None else np.minimum(lens, self.lens[rows])
         left = kept.copy()
-        out = Block(self.layout, kept)
+        out = Block(self.layout, kept, forking=self.forking)
         for c in self.columns:
             owner, count = c.owner[rows], np.minimum(c.count[rows], left)
             left -= count
@@ -147,6 +151,7 @@ class Block:
             return blocks[0]
         total = sum(map(len, blocks))
         out = cls(blocks[0].layout, np.concatenate([b.lens for b in blocks]))
+        out.forking = any(b.forking for b in blocks)
         lo = 0
         for b in blocks:
             b.release()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lmppl.types import Ints
 
-PAGE = 16
+PAGE = 8
 """Slots of the smallest pages: a fork copies at most so many of a row's newest tokens."""
 
 
@@ -54,16 +54,17 @@ class Layout:
 
     def zeros(self, rows: int, room: int) -> Pages:
         """Empty pages (zeros, since slots beyond a fill are multiplied by a weight of 0)."""
-        kind = {"dtype": self.dtype, "device": self.device}
+
+        def made(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
         if self.uniform:
             heads, size, _ = self.shapes[0]
             number = 2 * len(self.shapes)
-            tensors = [torch.zeros((number, rows, heads, room, size), **kind)]
+            tensors = [made(number, rows, heads, room, size)]
         else:
             tensors = [
-                torch.zeros((rows, s.heads, room, size), **kind)
-                for s in self.shapes
-                for size in (s.key, s.value)
+                made(rows, s.heads, room, size) for s in self.shapes for size in (s.key, s.value)
             ]
         return Pages(self, tensors, np.zeros(rows, dtype=np.int64))
 
@@ -105,8 +106,8 @@ class Pages:
         """New pages with the first `used` slots of these rows, and room for more."""
         index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.layout.device)
         fill = np.minimum(self.fill[rows], used)
-        if room == used:
-            tensors = [t[..., :used, :].index_select(-4 + t.ndim, index) for t in self.tensors]
+        if room in (used, self.room):  # what lies beyond a fill is finite, and never read
+            tensors = [t[..., :room, :].index_select(t.ndim - 4, index) for t in self.tensors]
             return Pages(self.layout, tensors, fill)
         out = self.layout.zeros(len(rows), room)
         out.fill = fill

@@ -114,7 +114,7 @@ class TorchRows(Rows):
         self.pending += 1
 
     def select(self, rows: Ints) -> None:
-        """Keep, repeat and reorder rows; rows that are dropped may serve later prefixes."""
+        """Keep, repeat and reorder rows; rows that leave may serve later prefixes."""
         rows = np.asarray(rows, dtype=np.int64)
         if is_identity(rows, len(self)):
             return
@@ -123,7 +123,8 @@ class TorchRows(Rows):
             order = np.arange(len(rows))
             if isinstance(self.block, Block):
                 dropped = np.setdiff1d(np.arange(len(self)), kept)
-                if len(dropped):
+                leaving = len(kept) + len(dropped) == len(self)  # not dying in a resample
+                if leaving and len(dropped):
                     self._retain(self.block.take(dropped), dropped)
                 order = np.argsort(kept, kind="stable")
             inner = kept[order]

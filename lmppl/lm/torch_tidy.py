@@ -68,11 +68,17 @@ def _own_last_page(block: Block) -> None:
         short, total = short + 1, total + c.longest
     if not short:
         return
+    block.forking = True
     columns = block.columns[-short:]
+    if short == 1 and columns[0].pages.room == PAGE and bool((columns[0].owner >= 0).all()):
+        pages = columns[0].pages.copy(columns[0].owner, columns[0].longest, PAGE)
+        pages.fill, pages.writer = columns[0].count.copy(), block.token
+        block.columns[-1] = Column(pages, np.arange(len(block)), columns[0].count)
+        return
     rows = np.arange(len(block))
     lens = sum((c.count for c in columns), start=np.zeros(len(block), dtype=np.int64))
     longest = int(lens.max())
-    pages = block.layout.zeros(len(block), longest // PAGE * PAGE + 2 * PAGE)
+    pages = block.layout.zeros(len(block), longest // PAGE * PAGE + PAGE)
     _fill(pages, columns, rows)
     pages.fill = lens.copy()
     pages.writer = block.token
