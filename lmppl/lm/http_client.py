@@ -1,0 +1,287 @@
+"""The wire: JSON requests to one server, many at once, each to its end or to an error.
+
+    client = Client("http://127.0.0.1:8000", policy=Policy(concurrency=64))
+    replies = client.ask([Post("/v1/completions", make), ...])     # all in flight together
+
+Requests run on an event loop of the client's own thread, so that it serves scripts, notebooks and
+servers alike. A batch waits for all of its requests: the answers of those that succeed are handed
+over even when others fail, since they are paid. The transport is httpx2, imported when a client is
+made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lmppl.errors import LmpplError, ModelNotFound
+from lmppl.lm.http_errors import (
+    BadResponse,
+    ResponseCut,
+    ResponseTooLarge,
+    ServerError,
+    ServerTimeout,
+    ServerUnreachable,
+)
+from lmppl.lm.http_retry import Breaker, Clock, Policy, again, pause
+from lmppl.lm.http_status import refusal
+from lmppl.lm.http_stream import Merge, Stream
+from lmppl.lm.http_url import Address
+
+
+class Post(NamedTuple):
+    """One request."""
+
+    path: str
+    make: Callable[[], tuple[Mapping[str, Any] | None, Callable[[Any], Any]]]
+    """The body of one attempt (None: a GET), and what its JSON means; the latter raises a
+    `ServerError` where it means nothing."""
+    merge: Merge | None = None
+    """For a stream: how its chunks become one JSON value."""
+
+
+@dataclass
+class Traffic:
+    """What went over the wire since the client was made."""
+
+    sent: int = 0
+    """Attempts."""
+    retried: int = 0
+    unknown: int = 0
+    """Attempts that failed and may have been computed and paid."""
+    failed: int = 0
+    """Requests that were given up."""
+
+
+class Client:
+    """Requests to one server.
+
+    Args:
+        address: where it is.
+        key: the API key; sent to this server alone, shown nowhere.
+        policy: limits.
+        clock: real time, or a test's.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        key: str | None = None,
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Start nothing yet."""
+        self.address = address
+        self.policy = policy or Policy()
+        self.clock = clock or Clock()
+        self.traffic = Traffic()
+        self.breaker = Breaker(self.policy, self.clock, address.base)
+        self._key = key
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._http: Any = None
+        self._slots: asyncio.Semaphore | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Client({self.address.base!r})"
+
+    def ask(self, posts: Sequence[Post]) -> list[Any]:
+        """What each request gives, in order; an exception in the place of one that failed."""
+        if not posts:
+            return []
+        self.breaker.check()
+        return list(self._wait(self._all(posts)))
+
+    def one(self, post: Post) -> Any:
+        """What one request gives.
+
+        Raises:
+            ServerError: or whatever `read` found.
+        """
+        found = self.ask([post])[0]
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """End the connections and the thread."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._http.aclose(), loop).result(5)
+        loop.call_soon_threadsafe(loop.stop)
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _wait(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        future = asyncio.run_coroutine_threadsafe(work, self._started())
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C: what is in flight is given up
+            future.cancel()
+            raise
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._http = self._connected()
+                self._loop = asyncio.new_event_loop()
+                self._slots = asyncio.Semaphore(self.policy.concurrency)
+                threading.Thread(
+                    target=_run, args=(self._loop,), name="lmppl-http", daemon=True
+                ).start()
+            return self._loop
+
+    def _connected(self) -> Any:
+        try:
+            import httpx2
+        except ImportError:
+            raise ModelNotFound(
+                self.address.base,
+                looked_for=["the Python package httpx2"],
+                fix='run: pip install "lmppl-lang[http]"',
+            ) from None
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        p = self.policy
+        return httpx2.AsyncClient(
+            base_url=self.address.base,
+            headers=headers,
+            timeout=httpx2.Timeout(p.timeout, connect=p.connect, pool=None),
+            limits=httpx2.Limits(max_connections=p.concurrency),
+            follow_redirects=False,
+            trust_env=not self.address.loopback,
+        )
+
+    async def _all(self, posts: Sequence[Post]) -> list[Any]:
+        found = await asyncio.gather(*map(self._to_the_end, posts), return_exceptions=True)
+        return list(found)
+
+    async def _to_the_end(self, post: Post) -> Any:
+        """One request with its retries."""
+        began, attempt = self.clock.now(), 0
+        slots = self._slots
+        while slots is not None:
+            attempt += 1
+            try:
+                async with slots:
+                    self.breaker.check()
+                    self.traffic.sent += 1
+                    found = await self._once(post)
+                self.breaker.succeeded()
+                return found
+            except ServerError as error:
+                error.add_where(f"server {self.address.base}{post.path}, attempt {attempt}")
+                self.traffic.unknown += error.paid
+                if error.retry:
+                    self.breaker.failed(error)
+                if not again(self.policy, error, attempt, self.clock.now() - began):
+                    self.traffic.failed += 1
+                    raise
+                await self.clock.sleep(pause(self.policy, error, attempt, self.clock))
+                self.traffic.retried += 1
+            except LmpplError as error:
+                error.add_where(f"server {self.address.base}{post.path}")
+                self.traffic.failed += 1
+                raise
+        raise ServerUnreachable("the client is closed", fix="load the model again")
+
+    async def _once(self, post: Post) -> Any:
+        """One attempt."""
+        import httpx2
+
+        try:
+            async with asyncio.timeout(self.policy.timeout):
+                body, read = post.make()
+                return read(await self._data(post, body))
+        except TimeoutError:
+            raise ServerTimeout(
+                f"no complete response after {self.policy.timeout:g} s",
+                fix="lower max_tokens or the concurrency, or give the model a longer timeout=",
+            ) from None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise ServerUnreachable(
+                f"no connection: {_said(error)}",
+                fix="start the server, or correct host and port; nothing was sent",
+            ) from None
+        except httpx2.TimeoutException as error:
+            raise ServerTimeout(
+                f"the server stopped sending: {_said(error)}",
+                fix="look at its log; a longer timeout= helps where it is only slow",
+            ) from None
+        except httpx2.TransportError as error:
+            raise ResponseCut(
+                f"the connection broke before the response was complete: {_said(error)}",
+                fix="look at the server's log; what had arrived is dropped",
+            ) from None
+        except httpx2.DecodingError as error:
+            raise BadResponse(
+                f"the response cannot be unpacked: {_said(error)}", fix="switch compression off"
+            ) from None
+
+    async def _data(self, post: Post, body: Mapping[str, Any] | None) -> Any:
+        """The JSON of a response, or of all chunks of a stream."""
+        method = "GET" if body is None else "POST"
+        async with self._http.stream(method, post.path, json=body) as response:
+            if post.merge is not None and response.status_code == 200:
+                stream = Stream(post.merge, self.policy.max_bytes)
+                async for piece in response.aiter_bytes():
+                    stream.feed(piece)
+                return stream.finish()
+            raw = bytearray()
+            async for piece in response.aiter_bytes():
+                raw += piece
+                if len(raw) > self.policy.max_bytes:
+                    raise ResponseTooLarge(
+                        f"the response is larger than {self.policy.max_bytes:,} bytes",
+                        fix="nothing of it is used; is this the server of a language model?",
+                    )
+            if response.status_code != 200:
+                raise refusal(response.status_code, response.headers, bytes(raw))
+            return parsed(bytes(raw))
+
+
+def parsed(raw: bytes) -> Any:
+    """The JSON object of a body.
+
+    Raises:
+        ResponseCut: it begins like one and does not end.
+        BadResponse: it is something else, or says that it is an error.
+    """
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        if raw.lstrip()[:1] in (b"{", b"["):
+            raise ResponseCut(
+                f"the response ends inside its JSON, after {len(raw):,} bytes",
+                fix="what had arrived is dropped",
+            ) from None
+        raise BadResponse(
+            "the response is no JSON",
+            value=repr(raw[:80].decode("utf-8", "replace")),
+            fix="a proxy or another service answers at this address; correct host and port",
+        ) from None
+    if isinstance(data, dict) and data.get("error"):
+        raise BadResponse(
+            "the response has status 200 and is an error",
+            value=repr(data["error"])[:200],
+            fix="look at the server's log",
+        )
+    return data
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+    loop.close()
