@@ -33,11 +33,31 @@ def check_given(nodes: Sequence[Node], outputs: Sequence[str]) -> None:
             if left[reader] == 0:
                 free.append(reader)
     if left:
-        raise GraphError(
-            "the graph has a cycle: " + " -> ".join(cycle_of(by_name, list(left), {})),
-            why="each of these nodes waits for the one before it",
-            fix="take one of the edges out; a step back is a new node with a name of its own",
-        )
+        raise cycle(by_name, list(left), {})
+
+
+def check_ended(
+    nodes: Mapping[str, Node], stuck: Sequence[str], becomes: Mapping[str, str]
+) -> None:
+    """When nothing runs any more, whoever waits would wait for ever."""
+    if not stuck:
+        return
+    for name in stuck:
+        for p in (*nodes[name].parents, becomes.get(name)):
+            if p is not None and p not in nodes:
+                raise missing_parent(name, p, nodes)
+    raise cycle(nodes, stuck, becomes)
+
+
+def cycle(
+    nodes: Mapping[str, Node], stuck: Sequence[str], becomes: Mapping[str, str]
+) -> GraphError:
+    """The error of nodes that wait for each other."""
+    return GraphError(
+        "the graph has a cycle: " + " -> ".join(cycle_of(nodes, stuck, becomes)),
+        why="each of these nodes waits for the one before it",
+        fix="take one of the edges out; a step back is a new node with a name of its own",
+    )
 
 
 def missing_parent(name: str, parent: str, nodes: Iterable[str]) -> GraphError:
@@ -63,3 +83,9 @@ def cycle_of(
             return path
         at = waits[0]
     return [*path[path.index(at) :], at][::-1]
+
+
+def last_of(nodes: Sequence[Node]) -> list[str]:
+    """The nodes that none of them reads."""
+    read = {p for node in nodes for p in node.parents}
+    return [node.name for node in nodes if node.name not in read]

@@ -24,8 +24,8 @@ from typing import Any
 from lmppl.context import Context, current
 from lmppl.graphs.budget import Budget
 from lmppl.graphs.checks import check_given
-from lmppl.graphs.growth import Grown, Growth
-from lmppl.graphs.node import Node, as_nodes
+from lmppl.graphs.growth import Growth
+from lmppl.graphs.node import Grown, Node, as_nodes
 from lmppl.graphs.record import GraphRecord
 from lmppl.messages import Message
 

@@ -24,13 +24,13 @@ Cost: O(nodes + edges) in total.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmppl.errors import GraphError
 from lmppl.graphs.budget import Budget
-from lmppl.graphs.checks import cycle_of, missing_parent
+from lmppl.graphs.checks import check_ended, check_given, last_of
 from lmppl.graphs.cost import NOTHING, Cost, cost_of
-from lmppl.graphs.node import Failed, Node, Outcome, runner
+from lmppl.graphs.node import Failed, Grown, Node, Outcome, Start, runner
 from lmppl.graphs.record import FORMAT, shown
 from lmppl.trace import Entry
 from lmppl.values import FrozenDict
@@ -42,22 +42,6 @@ COPIED = (
     "costs",
 )  # fmt: skip
 """What a fork of a graph has of its own."""
-
-
-class Start(NamedTuple):
-    """A node that starts now."""
-
-    node: str
-    fn: Callable[..., Any]
-    values: tuple[Any, ...]
-    scope: str
-
-
-class Grown(NamedTuple):
-    """The value of the tape entry of a graph."""
-
-    values: FrozenDict
-    record: FrozenDict
 
 
 class Growth:
@@ -94,6 +78,7 @@ class Growth:
         self.costs: dict[str, Cost] = {}
         self.held: list[tuple[str, Outcome]] = []
         self.running = 0
+        self.speculate = True
         self._starts: list[Start] = []
         self._dropped: set[str] = set()
 
@@ -105,24 +90,28 @@ class Growth:
         new.readers = {k: v[:] for k, v in self.readers.items()}
         new.made = {k: v[:] for k, v in self.made.items()}
         new.held = self.held[:]
-        new.running = self.running
+        new.running, new.speculate = self.running, self.speculate
         return new
+
+    def certain(self, name: str) -> bool:
+        """Whether a node matters whatever the choices will be."""
+        todo = [*self.outputs] or last_of(self.given)
+        found = set(todo)
+        while todo:
+            at = todo.pop()
+            before = last_of([self.nodes[n] for n in self.made.get(at, ())])
+            before += [self.becomes[at]] if at in self.becomes else []
+            before += self._asked(self.nodes[at], False) if at in self.nodes else ()
+            todo += [p for p in before if p not in found]
+            found.update(before)
+        return name in found
 
     # -- for whoever runs it -----------------------------------------------------------------
 
-    def begin(self) -> tuple[list[Start], frozenset[str]]:
-        """The nodes that start first."""
-        given = {node.name: node for node in self.given}
-        needed = self._needed(given)
-        for name, node in given.items():
-            self.nodes[name], self.maker[name] = node, None
-            self.status[name] = "unneeded"
-        read = {p for name in needed for p in given[name].parents}
-        for name in needed:
-            wanted = name in self.outputs if self.outputs else name not in read
-            self.wanted[name] = self.wanted.get(name, 0) + wanted
-            if self.status[name] == "unneeded":
-                self._adopt(name)
+    def begin(self, speculate: bool = True) -> tuple[list[Start], frozenset[str]]:
+        """The nodes that start first; without `speculate`, none that may turn out not to matter."""
+        self.speculate = speculate
+        self._enter(self.given, None, self.outputs or last_of(self.given))
         return self._told()
 
     def ended(
@@ -166,7 +155,8 @@ class Growth:
 
     def join(self, prev: Entry | None, message: Any, branches: Sequence[Any]) -> Entry:
         """The tape entry of the graph, its nodes in the order of the sequential program."""
-        self._check_ended()
+        stuck = [n for n, s in self.status.items() if s not in DORMANT and n not in self.values]
+        check_ended(self.nodes, stuck, self.becomes)
         heads = {b.place: b.head for b in branches}
         order = self._order()
         nodes = tuple(self._record(name) for name in order)
@@ -186,17 +176,24 @@ class Growth:
         dropped, self._dropped = frozenset(self._dropped), set()
         return starts, dropped
 
-    def _needed(self, given: dict[str, Node]) -> list[str]:
-        """The given nodes that an output depends on, in their order; all without outputs."""
-        if not self.outputs:
-            return list(given)
-        todo, found = list(self.outputs), set(self.outputs)
-        while todo:
-            for p in given[todo.pop()].parents:
-                if p in given and p not in found:
-                    found.add(p)
-                    todo.append(p)
-        return [name for name in given if name in found]
+    def _enter(self, nodes: Sequence[Node], maker: str | None, outputs: Iterable[str]) -> None:
+        """Take new nodes in, and wake those that an output depends on."""
+        for node in nodes:
+            self.nodes[node.name], self.maker[node.name] = node, maker
+            self.status[node.name] = "unneeded"
+        for name in outputs:
+            self.wanted[name] = self.wanted.get(name, 0) + 1
+            if self.status[name] == "unneeded":
+                self._adopt(name)
+
+    def _asked(self, node: Node, speculate: bool) -> tuple[str, ...]:
+        """The parents that a node waits for now: of a choice, those up to the first unknown one."""
+        if node.accept is None or (speculate and node.speculate):
+            return node.parents
+        known = 0
+        while known < len(node.parents) and node.parents[known] in self.values:
+            known += 1
+        return node.parents[: known + 1]
 
     def _adopt(self, first: str) -> None:
         """Let a node wait for its parents, waking those that sleep."""
@@ -206,7 +203,7 @@ class Growth:
             node = self.nodes[name]
             self.status[name] = "waiting"
             self.missing[name] = 0
-            for p in node.parents:
+            for p in reversed(self._asked(node, self.speculate)):
                 self._read(p, name)
                 if p not in self.values:
                     self.missing[name] += 1
@@ -242,6 +239,10 @@ class Growth:
             return
         for i, p in enumerate(node.parents):
             if p not in self.values:
+                if name not in self.readers.get(p, ()):  # those before it were refused
+                    self._read(p, name)
+                    if self.status.get(p) in DORMANT:
+                        self._adopt(p)
                 return
             value = self.values[p]
             if (node.tolerant or not isinstance(value, Failed)) and node.accept(value):
@@ -280,20 +281,16 @@ class Growth:
 
     def _spawn(self, name: str, result: Outcome) -> None:
         """Adopt the nodes that a node has made."""
+        check_given(result.nodes, ())
         for node in result.nodes:
             if node.name in self.nodes:
                 raise GraphError(
                     f"node {name!r} spawns {node.name!r}, and there is one of that name",
                     fix=f"begin the names of its nodes with its own: {name}.{node.name}",
                 )
-            self.nodes[node.name] = node
-            self.maker[node.name], self.status[node.name] = name, "unneeded"
-            self.made.setdefault(name, []).append(node.name)
-        read = {p for node in result.nodes for p in node.parents} | {result.becomes}
-        for node in result.nodes:
-            self.wanted[node.name] = self.wanted.get(node.name, 0) + (node.name not in read)
-            if self.status.get(node.name) == "unneeded":
-                self._adopt(node.name)
+        self.made.setdefault(name, []).extend(n.name for n in result.nodes)
+        outputs = [n for n in last_of(result.nodes) if n != result.becomes]
+        self._enter(result.nodes, name, outputs)
         if result.becomes is not None:
             self.becomes[name] = result.becomes
             self._read(result.becomes, name)
@@ -365,21 +362,6 @@ class Growth:
         return more
 
     # -- at the end --------------------------------------------------------------------------
-
-    def _check_ended(self) -> None:
-        """Nothing runs: then nothing may wait, or it would wait for ever."""
-        stuck = [n for n, s in self.status.items() if s not in DORMANT and n not in self.values]
-        if not stuck:
-            return
-        for name in stuck:
-            for p in (*self.nodes[name].parents, self.becomes.get(name)):
-                if p is not None and p not in self.nodes:
-                    raise missing_parent(name, p, self.nodes)
-        raise GraphError(
-            "the graph has a cycle: " + " -> ".join(cycle_of(self.nodes, stuck, self.becomes)),
-            why="each of these nodes waits for the one before it",
-            fix="a step back is a new node, spawned with a name of its own",
-        )
 
     def _order(self) -> list[str]:
         """Makers before what they made, each in the order given."""

@@ -11,13 +11,13 @@ whatever the order in which its nodes run. `fn` may contain sites: it is a part 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from lmppl.errors import BadArgument, GraphError, LmpplError, excerpt, items_of
 from lmppl.frames import is_async
-from lmppl.values import freeze
+from lmppl.values import FrozenDict, freeze
 
 OnFailure = Literal["raise", "skip"]
 NODE_NAME = (
@@ -52,7 +52,7 @@ class Spawn:
     New names must not occur in the graph yet: begin them with the name of the node that makes them.
     """
 
-    nodes: tuple[Node, ...] = ()
+    nodes: Sequence[Node] = ()
     value: Any = None
     becomes: str | None = None
 
@@ -79,7 +79,9 @@ class Node:
             node and those that need it.
         tolerant: whether it runs although a parent failed; it then reads `Failed` there.
         accept: makes it a choice, without `fn`: its value is that of the first parent, in their
-            order, which this function accepts. The parents after that one no longer matter.
+            order, which this function accepts. The parents after that one do not matter.
+        speculate: whether a choice runs all its parents at once, and cancels those that turn out
+            not to matter; otherwise each is run when those before it were refused.
         kind: what it is called in pictures and reports.
     """
 
@@ -91,6 +93,7 @@ class Node:
     on_failure: OnFailure = "raise"
     tolerant: bool = False
     accept: Callable[[Any], bool] | None = None
+    speculate: bool = False
     kind: str = "thought"
 
     def __post_init__(self) -> None:
@@ -132,17 +135,20 @@ def first(
     parents: Iterable[str],
     accept: Callable[[Any], bool] = bool,
     *,
+    speculate: bool = False,
     on_failure: OnFailure = "skip",
     tolerant: bool = False,
 ) -> Node:
-    """The first parent, in their order, whose value `accept` accepts; the later ones are cancelled.
+    """The first parent, in their order, whose value `accept` accepts; the later ones do not matter.
 
-    All run together, but which one wins depends on their values and order, never on who was
-    faster. A cancelled node leaves nothing in the trace, as if it had never been asked.
+    Each is asked when those before it were refused. With `speculate` all run together, which takes
+    fewer rounds and more tokens, and the later ones are cancelled: they leave nothing in the
+    trace, as if they had never been asked. Which one wins depends on values and order, never on
+    who was faster, so the law is the same. Engines that list values never speculate.
     """
     return Node(
-        name, None, tuple(parents), accept=accept, on_failure=on_failure, tolerant=tolerant,
-        kind="first",
+        name, None, tuple(parents), accept=accept, speculate=speculate, on_failure=on_failure,
+        tolerant=tolerant, kind="first",
     )  # fmt: skip
 
 
@@ -155,6 +161,22 @@ class Outcome(NamedTuple):
     reason: str | None = None
     """Why it failed."""
     attempts: int = 1
+
+
+class Start(NamedTuple):
+    """A node that starts now."""
+
+    node: str
+    fn: Callable[..., Any]
+    values: tuple[Any, ...]
+    scope: str
+
+
+class Grown(NamedTuple):
+    """The value of the tape entry of a graph."""
+
+    values: FrozenDict
+    record: FrozenDict
 
 
 class Runner:
@@ -218,7 +240,7 @@ def runner(node: Node) -> Runner:
 
 def _outcome(value: Any, attempts: int) -> Outcome:
     if isinstance(value, Spawn):
-        return Outcome(freeze(value.value), value.nodes, value.becomes, None, attempts)
+        return Outcome(freeze(value.value), tuple(value.nodes), value.becomes, None, attempts)
     if isinstance(value, Failed):
         raise NodeFailed(value.reason)
     return Outcome(freeze(value), (), None, None, attempts)

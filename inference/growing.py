@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from lmppl.errors import LmpplError
+from lmppl.errors import GraphError, LmpplError
 from lmppl.inference.faults import Faults
 from lmppl.inference.particles import Particle
 from lmppl.jobs import Job
@@ -35,6 +35,28 @@ class Growing(Faults):
     def _join(self, p: Particle, parent: Strand) -> bool:
         """End a graph whose nodes have ended; whether the parent may go on at once."""
 
+    @abstractmethod
+    def _speculates(self) -> bool:
+        """Whether nodes may run that turn out not to matter: not where values are listed."""
+
+    def kill(self, p: Particle, site: str, value: str) -> None:
+        """Weight zero, for ever; which a node that may be cancelled cannot decide."""
+        strands = [p.strand]
+        while strands:
+            s = strands.pop()
+            strands += s.branches or ()
+            for b in (s.branches or ()) if s.growth is not None else ():
+                inside = site.startswith(f"{s.growth.address}/{b.place}/")
+                if inside and not s.growth.certain(b.place):
+                    raise GraphError(
+                        f"node {b.place!r} gives weight zero before it is known whether it matters",
+                        where=f"site {site!r}",
+                        why="should it be cancelled, its particle would be lost for nothing",
+                        fix="leave speculate=True out of the choice that reads it, or let it "
+                        "return a value that is not accepted",
+                    )
+        super().kill(p, site, value)
+
     def _graph(self, p: Particle, s: Strand, m: Message, new: list[Job]) -> bool:
         """Start a graph; True when the strand must not be resumed now."""
         s.growth = m.grow.fork()
@@ -49,7 +71,7 @@ class Growing(Faults):
         ended = [] if last is None else [last]
         s.joining = True  # nodes that end at once must not come back here from inside
         try:
-            starts, cancelled = growth.begin() if last is None else ((), ())
+            starts, cancelled = growth.begin(self._speculates()) if last is None else ((), ())
             while True:
                 if cancelled:
                     self._cancel(p, branches, cancelled)

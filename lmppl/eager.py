@@ -201,7 +201,7 @@ class EagerContext(Context):
         """The sequential program of a graph: one node after the other, in their order."""
         base, scope, growth = self.head, self.scope, message.grow.fork()
         branches: list[Strand] = []
-        waiting = deque(growth.begin()[0])
+        waiting = deque(growth.begin(False)[0])
         while waiting:
             start = waiting.popleft()
             branch = Strand(Launch(start.fn, (start.values,), {}, EagerFrame))
