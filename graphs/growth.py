@@ -29,7 +29,7 @@ from typing import Any
 from lmppl.errors import GraphError
 from lmppl.graphs.budget import Budget
 from lmppl.graphs.checks import check_ended, check_given, last_of
-from lmppl.graphs.cost import NOTHING, Cost, cost_of
+from lmppl.graphs.cost import Cost, cost_of
 from lmppl.graphs.node import Failed, Grown, Node, Outcome, Start, runner
 from lmppl.graphs.record import FORMAT, shown
 from lmppl.trace import Entry
@@ -78,6 +78,8 @@ class Growth:
         self.costs: dict[str, Cost] = {}
         self.held: list[tuple[str, Outcome]] = []
         self.running = 0
+        self.failures = False
+        """Whether a node has ever failed."""
         self.speculate = True
         self._starts: list[Start] = []
         self._dropped: set[str] = set()
@@ -90,7 +92,7 @@ class Growth:
         new.readers = {k: v[:] for k, v in self.readers.items()}
         new.made = {k: v[:] for k, v in self.made.items()}
         new.held = self.held[:]
-        new.running, new.speculate = self.running, self.speculate
+        new.running, new.speculate, new.failures = self.running, self.speculate, self.failures
         return new
 
     def certain(self, name: str) -> bool:
@@ -119,8 +121,10 @@ class Growth:
     ) -> tuple[list[Start], frozenset[str]]:
         """What starts, and what is cancelled, because a node has ended with this tape."""
         self.running -= 1
-        self.costs[name] = cost_of(head)
-        self.attempts[name] = result.attempts
+        if head is not None:
+            self.costs[name] = cost_of(head)
+        if result.attempts > 1:
+            self.attempts[name] = result.attempts
         if result.reason is not None:
             self.reasons[name] = result.reason
         if result.becomes is not None:
@@ -129,7 +133,7 @@ class Growth:
             self.status[name] = "failed" if isinstance(result.value, Failed) else "done"
         if result.nodes and self.budget is not None:
             self.held.append((name, result))
-        else:
+        elif result.nodes or result.becomes is not None:
             self._spawn(name, result)
         if result.becomes is None:
             self._settle(name, result.value)
@@ -221,8 +225,10 @@ class Growth:
         node = self.nodes[name]
         if node.accept is not None:
             self._choose(name, node)
-        elif not node.tolerant and any(
-            isinstance(self.values.get(p), Failed) for p in node.parents
+        elif (
+            self.failures
+            and not node.tolerant
+            and any(isinstance(self.values.get(p), Failed) for p in node.parents)
         ):
             self.status[name] = "skipped"
             self._settle(name, Failed("a parent failed"))
@@ -266,15 +272,14 @@ class Growth:
         while todo:
             name, value = todo.pop()
             self.values[name] = value
-            for reader in tuple(self.readers.get(name, ())):
+            failed = isinstance(value, Failed)
+            self.failures = self.failures or failed
+            readers = self.readers.get(name)
+            for reader in tuple(readers) if readers else ():
                 status = self.status.get(reader)
                 if status == "waiting":
-                    self.missing[reader] -= 1
-                    if (
-                        self.missing[reader] == 0
-                        or self.nodes[reader].accept is not None
-                        or isinstance(value, Failed)
-                    ):
+                    left = self.missing[reader] = self.missing[reader] - 1
+                    if left == 0 or failed or self.nodes[reader].accept is not None:
                         self._look(reader)
                 elif status in ("expanded", "replaced") and self.becomes.get(reader) == name:
                     todo.append((reader, value))
@@ -374,16 +379,20 @@ class Growth:
         return out
 
     def _record(self, name: str) -> FrozenDict:
+        """What differs from the defaults of `NodeRecord`."""
         node = self.nodes[name]
-        return FrozenDict(
-            id=name,
-            text=shown(self.values.get(name)),
-            parents=node.parents,
-            kind=node.kind,
-            status=self.status[name],
-            spawned_by=self.maker[name],
-            becomes=self.becomes.get(name),
-            reason=self.reasons.get(name),
-            attempts=self.attempts.get(name, 1),
-            **self.costs.get(name, NOTHING)._asdict(),
-        )
+        found: dict[str, Any] = {
+            "id": name,
+            "text": shown(self.values.get(name)),
+            "parents": node.parents,
+            "kind": node.kind,
+            "status": self.status[name],
+        }
+        some: dict[str, dict[str, Any]] = {"spawned_by": self.maker, "becomes": self.becomes}
+        some |= {"reason": self.reasons, "attempts": self.attempts}
+        for field, known in some.items():
+            if known.get(name) is not None:
+                found[field] = known[name]
+        if name in self.costs:
+            found.update(self.costs[name]._asdict())
+        return FrozenDict(found)
