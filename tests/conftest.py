@@ -19,6 +19,7 @@ from typing import Any
 # Read when numpy, torch and JAX are first imported, so before anything else here.
 for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(threads, "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -77,6 +78,12 @@ def helper(name: str) -> ModuleType:
 def programs() -> ModuleType:
     """`tests/programs.py`: small programs, each with its measure worked out by hand."""
     return helper("programs")
+
+
+@pytest.fixture(scope="session")
+def http_stub() -> ModuleType:
+    """`tests/http_stub.py`: a server of a `TableLM` that answers as vLLM and others do."""
+    return helper("http_stub")
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,12 @@ def parts(
         for t, v in enumerate(tokens):
             before = (*context, *tokens[:t])
             if hidden(v):
+                if not rows:
+                    raise CapabilityError(
+                        "a token that ends inside a character cannot be scored by this server",
+                        why="it reports nothing of such tokens, and gives no whole rows",
+                        fix="leave such texts out, or use a server that scores prompts",
+                    )
                 found.append(Part((), lambda _: [], before, (v,)))
             else:
                 found.append(Part((Ask(before, forced=v),), lambda r: [r[0].logps[0]]))
