@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from lmppl import context
-from lmppl.errors import Deadlock
+from lmppl.errors import Deadlock, Suspended
 from lmppl.inference.population import Jobs
 from lmppl.jobs import Effect, Generate, Job, Score, run_lm_jobs
 from lmppl.outside import EffectRunner
@@ -91,7 +91,7 @@ def drive_many(
                     yield client.index, stop.value
                     collector.pause()
                     continue
-                except MemoryError:
+                except (MemoryError, Suspended):
                     raise
                 except Exception as error:
                     del clients[client.index]
@@ -169,7 +169,7 @@ def _run_batch(asking: Sequence[_Client], chance: Chance) -> list[tuple[_Client,
     failed: list[tuple[_Client, Exception]] = []
     try:
         run_lm_jobs(batch, chance)
-    except MemoryError:
+    except (MemoryError, Suspended):
         raise
     except Exception as error:
         for client in asking:
@@ -178,7 +178,7 @@ def _run_batch(asking: Sequence[_Client], chance: Chance) -> list[tuple[_Client,
                 break
             try:
                 run_lm_jobs(client.asked, chance)
-            except MemoryError:
+            except (MemoryError, Suspended):
                 raise
             except Exception as own:
                 failed.append((client, own))
