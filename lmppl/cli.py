@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from lmppl import __version__
-from lmppl.errors import Deadlock, LmpplError
+from lmppl.errors import Deadlock, LmpplError, Suspended
 
 if TYPE_CHECKING:
     from lmppl.runner import Outcome
@@ -95,7 +95,7 @@ def report(error: Exception, debug: bool) -> int:
 
 
 def _code(error: LmpplError) -> int:
-    if type(error).__name__ == "OutOfSpace":
+    if isinstance(error, Suspended) or type(error).__name__ == "OutOfSpace":
         return SUSPENDED
     return DEFECT if isinstance(error, Deadlock) else USAGE
 

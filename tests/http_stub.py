@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import json
 import socket
@@ -100,7 +101,10 @@ class Stub:
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
+                first = await reader.readexactly(1)
+                if first == b"\x16":  # a TLS handshake
+                    break
+                head = first + await reader.readuntil(b"\r\n\r\n")
                 lines = head.decode().split("\r\n")
                 method, path, _ = lines[0].split(" ")
                 headers = {
@@ -384,7 +388,7 @@ class Stub:
             await writer.drain()
             return True
         elif kind == "bomb":
-            packed = gzip.compress(b'{"x": "' + b"a" * (int(value) << 20))
+            packed = bomb(int(value))
             writer.write(
                 head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
             )
@@ -456,6 +460,12 @@ EDITS: dict[str, Callable[[Any], None]] = {
     "floor": _logprob(-9999.0),
 }
 """What is done to a good answer."""
+
+
+@functools.cache
+def bomb(mebibytes: int) -> bytes:
+    """A little that unpacks to a lot."""
+    return gzip.compress(b'{"x": "' + b"a" * (mebibytes << 20), 1)
 
 
 def event(data: Any) -> bytes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import zlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -221,7 +222,7 @@ class Client:
                 f"the connection broke before the response was complete: {_said(error)}",
                 fix="look at the server's log; what had arrived is dropped",
             ) from None
-        except httpx2.DecodingError as error:
+        except zlib.error as error:
             raise BadResponse(
                 f"the response cannot be unpacked: {_said(error)}", fix="switch compression off"
             ) from None
@@ -232,15 +233,17 @@ class Client:
         async with self._http.stream(method, post.path, json=body) as response:
             if post.merge is not None and response.status_code == 200:
                 stream = Stream(post.merge, self.policy.max_bytes)
-                async for piece in response.aiter_bytes():
+                async for piece in response.aiter_raw():
                     stream.feed(piece)
                 return stream.finish()
+            most = self.policy.max_bytes
+            unpack = _unpacker(response.headers.get("content-encoding", "identity"), most)
             raw = bytearray()
-            async for piece in response.aiter_bytes():
-                raw += piece
-                if len(raw) > self.policy.max_bytes:
+            async for piece in response.aiter_raw():
+                raw += piece if unpack is None else unpack(piece)
+                if len(raw) > most:
                     raise ResponseTooLarge(
-                        f"the response is larger than {self.policy.max_bytes:,} bytes",
+                        f"the response is larger than {most:,} bytes",
                         fix="nothing of it is used; is this the server of a language model?",
                     )
             if response.status_code != 200:
@@ -275,6 +278,22 @@ def parsed(raw: bytes) -> Any:
             fix="look at the server's log",
         )
     return data
+
+
+def _unpacker(encoding: str, most: int) -> Callable[[bytes], bytes] | None:
+    """Unpacks pieces of a response that came compressed, to at most `most` bytes each.
+
+    None was asked to be; and some kilobytes can unpack to gigabytes.
+    """
+    if encoding == "identity":
+        return None
+    if encoding not in ("gzip", "deflate"):
+        raise BadResponse(
+            f"the response is packed as {encoding!r}, which was not asked for",
+            fix="switch compression off in the server or proxy",
+        )
+    packed = zlib.decompressobj(wbits=47)
+    return lambda piece: packed.decompress(packed.unconsumed_tail + piece, most + 1)
 
 
 def _said(error: Exception) -> str:

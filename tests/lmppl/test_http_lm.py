@@ -89,7 +89,7 @@ def exact_texts(
 ) -> dict[tuple[int, ...], float]:
     """Every token sequence of a law with its log-probability, by recursion."""
     out: dict[tuple[int, ...], float] = {}
-    stack = [((), 0.0)]
+    stack: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     while stack:
         ids, logp = stack.pop()
         ended = ids and (ids[-1] in lm.eos_ids or any(s in lm.decode(ids) for s in law.stop))
@@ -307,7 +307,7 @@ def test_a_key_opens_the_server_and_is_shown_nowhere(http_stub: ModuleType) -> N
 
 def test_load_takes_addresses(served: Any, tmp_path: Path) -> None:
     words = ["a", "b", "<eos>"]
-    table = {(): [0.5, 0.3, 0.2]}
+    table: dict[tuple[int, ...], list[float]] = {(): [0.5, 0.3, 0.2]}
     file = tmp_path / "toy.json"
     file.write_text(json.dumps({"tokens": words, "table": {"": table[()]}}))
     stub, _ = served(lm=TableLM(words, table))
