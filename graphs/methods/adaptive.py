@@ -1,0 +1,183 @@
+"""Adaptive Graph of Thoughts: tasks in layers, the hard ones as graphs of their own.
+
+    agot(question, steps)         inside a program; the answer
+
+    layer 0:   steps.initial -> tasks
+    each task: steps.simple ≥ threshold, or depth = max_depth -> steps.execute
+               otherwise -> a nested graph, whose answer is the task's answer
+    layer l:   steps.more -> new tasks, or the final answer
+    at last:   steps.final
+
+All tasks of a layer, nested ones included, run together. Every step is a node: its sites are part
+of the program, so any engine gives a posterior over the answer. The graph is acyclic whatever is
+proposed; an ill-formed proposal (`NodeFailed`) costs a retry, and after the last one the question
+itself is the only task (in a later layer: the answer is asked for). A task that fails for good has
+the answer `Failed`.
+
+`max_depth=0` with one task is chain of thought; one layer without depth is a tree of thoughts.
+
+The check is a probability, `steps.simple` -> P(a direct answer is right), compared with a
+threshold that a ledger can choose; a bool counts as 0 or 1.
+
+Reference: Pandey, Ghukasyan, Goktas and Radha, Adaptive Graph of Thoughts (2025); its defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from lmppl.errors import BadArgument
+from lmppl.graphs.budget import Budget
+from lmppl.graphs.graph import graph
+from lmppl.graphs.methods.proposals import Task
+from lmppl.graphs.node import Failed, Node, Spawn
+
+Known = Sequence[tuple[Any, Any]]
+"""(task, answer) pairs."""
+
+
+class Steps(Protocol):
+    """What a solver does; each may contain sites. `known` are tasks with their answers."""
+
+    def initial(self, task: Any, most: int) -> Iterable[Any]:
+        """Tasks to begin with: `Task`s, or anything that `execute` understands."""
+
+    def simple(self, task: Any, known: Known, depth: int) -> float:
+        """The probability that a direct answer is right."""
+
+    def execute(self, task: Any, known: Known) -> Any:
+        """A direct answer, given the answers of the tasks it reads."""
+
+    def more(self, task: Any, known: Known, most: int) -> Iterable[Any] | None:
+        """New tasks; None when it is time for the final answer."""
+
+    def final(self, task: Any, known: Known) -> Any:
+        """The answer, given those of all tasks."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a graph may grow; the defaults are the paper's."""
+
+    max_depth: int = 1
+    max_tasks: int = 3
+    """Of one layer; one fewer per depth."""
+    max_layers: int = 2
+    threshold: float = 0.85
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, least in (("max_depth", 0), ("max_tasks", 1), ("max_layers", 1), ("retries", 0)):
+            n = getattr(self, name)
+            if isinstance(n, bool) or not isinstance(n, int) or n < least:
+                raise BadArgument(f"agot: {name} must be at least {least}, got {n!r}")
+        if not isinstance(self.threshold, (int, float)) or self.threshold != self.threshold:
+            raise BadArgument(f"agot: threshold must be a number, got {self.threshold!r}")
+
+    def tasks(self, depth: int) -> int:
+        """How many tasks a layer of this depth may have."""
+        return max(1, self.max_tasks - depth)
+
+
+def agot(
+    question: Any,
+    steps: Steps,
+    limits: Limits | None = None,
+    *,
+    name: str = "agot",
+    budget: Budget | None = None,
+) -> Any:
+    """Answer a question by an adaptive graph of thoughts.
+
+    Args:
+        question: what `steps` understands as a task.
+        steps: the solver: `LMSteps`, or any object with its methods.
+        limits: depth, width, layers, the threshold.
+        name: the scope.
+        budget: of the outermost graph.
+
+    >>> from lmppl import program
+    >>> from lmppl.graphs.methods import agot
+    >>> class Halves:
+    ...     def initial(self, n, most): return [n // 2, n - n // 2]
+    ...     def simple(self, n, known, depth): return float(n < 4)
+    ...     def execute(self, n, known): return n
+    ...     def more(self, n, known, most): return None
+    ...     def final(self, n, known): return sum(answer for _, answer in known)
+    >>> program(lambda: agot(13, Halves()))()
+    13
+    """
+    return _nested(question, steps, limits or Limits(), 0, name, budget)
+
+
+def _nested(
+    task: Any, steps: Steps, limits: Limits, depth: int, name: str, budget: Budget | None = None
+) -> Any:
+    found = graph(name, [_Layers(task, steps, limits, depth).planner(0, ())], budget=budget)
+    return found["plan0"]
+
+
+class _Layers:
+    """The nodes of one graph."""
+
+    def __init__(self, task: Any, steps: Steps, limits: Limits, depth: int) -> None:
+        self.task, self.steps, self.limits, self.depth = task, steps, limits, depth
+
+    def planner(self, layer: int, done: tuple[tuple[str, Any], ...]) -> Node:
+        """The node that makes a layer of what is known; `done` are names and tasks."""
+
+        def last(known: Known) -> Any:
+            return self.steps.final(self.task, known)
+
+        def plan(*answers: Any) -> Any:
+            known = [(task, answer) for (_, task), answer in zip(done, answers, strict=True)]
+            if layer >= self.limits.max_layers:
+                return last(known)
+            most = self.limits.tasks(self.depth)
+            ask = self.steps.more if layer else None
+            found = ask(self.task, known, most) if ask else self.steps.initial(self.task, most)
+            tasks = None if found is None else list(found)[:most]
+            return last(known) if not tasks else self._layer(layer, tasks, done)
+
+        def anew(_: Failed, *answers: Any) -> Any:
+            known = [(task, answer) for (_, task), answer in zip(done, answers, strict=True)]
+            return last(known) if layer else self._layer(0, [self.task], done)
+
+        return Node(
+            f"plan{layer}", plan, tuple(name for name, _ in done),
+            retries=self.limits.retries, replan=anew, tolerant=True, kind="plan",
+        )  # fmt: skip
+
+    def _layer(self, layer: int, tasks: list[Any], done: tuple[tuple[str, Any], ...]) -> Spawn:
+        new: list[Node] = []
+        names = list(done)
+        for i, task in enumerate(tasks):
+            name = f"task{layer}.{i}"
+            after = task.after if isinstance(task, Task) else ()
+            reads = [names[n - 1] for n in after if 1 <= n <= len(names)]
+            solve = partial(self._solve, task, tuple(t for _, t in reads))
+            new.append(
+                Node(
+                    name,
+                    solve,
+                    tuple(n for n, _ in reads),
+                    retries=self.limits.retries,
+                    on_failure="skip",
+                    kind="task",
+                )  # fmt: skip
+            )
+            names.append((name, task))
+        planner = self.planner(layer + 1, tuple(names))
+        return Spawn([*new, planner], becomes=planner.name)
+
+    def _solve(self, task: Any, read: tuple[Any, ...], *answers: Any) -> Any:
+        known = list(zip(read, answers, strict=True))
+        if self.depth < self.limits.max_depth:
+            simple = float(self.steps.simple(task, known, self.depth))
+            if simple < self.limits.threshold:
+                return _nested(task, self.steps, self.limits, self.depth + 1, "graph")
+        return self.steps.execute(task, known)
