@@ -23,7 +23,7 @@ from lmppl.errors import BadArgument, LmpplWarning, excerpt
 from lmppl.inference.checks import check_call, check_capabilities, check_conditions
 from lmppl.inference.nested import inherited, run_alone, run_eager, run_nested, run_nested_async
 from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.posterior import Asked, Posterior
 from lmppl.inference.scheduler import drive_many
 from lmppl.jobs import Env
 from lmppl.lm.base import LanguageModel
@@ -383,6 +383,8 @@ def _checked(engine: Engine, machine: Machine, on_dead: str, seed: int) -> Jobs:
     """The engine's run, with its errors and its end checked."""
     posterior: Posterior = yield from engine.run(machine)
     posterior.seed = seed
+    launch = machine.launch
+    posterior.asked = Asked(machine.program, launch.args, launch.kwargs, machine.conditions)
     for text in machine.borders.values():
         if text is not None:
             warnings.warn(text, LmpplWarning, stacklevel=2)

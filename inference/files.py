@@ -27,7 +27,7 @@ from lmppl.errors import BadArgument, DataError, excerpt
 from lmppl.inference.encoding import decode, decode_entry, encode, encode_entry
 from lmppl.inference.posterior import History, Posterior
 from lmppl.inference.summary import posterior_summary
-from lmppl.ledger import Ledger, ModelCost
+from lmppl.ledger import Ledger, ModelCost, SiteCost
 from lmppl.plainjson import decode_float, dump, encode_float
 from lmppl.trace import Entry, Trace
 
@@ -61,6 +61,10 @@ def header(posterior: Posterior) -> dict[str, Any]:
         "exact": posterior.exact,
         "missing": encode_float(posterior.missing),
         "ledger": posterior.ledger.to_dict(),
+        "sites": {
+            at: [c.calls, c.tokens_in, c.tokens_out, c.seconds]
+            for at, c in posterior.ledger.sites.items()
+        },
         "history": None
         if h is None
         else {
@@ -69,6 +73,7 @@ def header(posterior: Posterior) -> dict[str, Any]:
             "log_evidence": [encode_float(v) for v in h.log_evidence],
             "ancestors": [None if a is None else np.asarray(a).tolist() for a in h.ancestors],
             "eves": [int(v) for v in h.eves],
+            "log_weights": [[encode_float(w) for w in row] for row in h.log_weights],
         },
         "deaths": posterior.deaths,
         "death_examples": list(posterior.death_examples),
@@ -311,7 +316,7 @@ class _Reader:
             decode_float(head["log_evidence"]),
             engine=str(head["engine"]),
             target=str(head["target"]),
-            ledger=_ledger(head["ledger"]),
+            ledger=_ledger(head["ledger"], head.get("sites", {})),
             history=_history(head["history"]),
             eves=self.eves,
             deaths={str(k): int(v) for k, v in head["deaths"].items()},
@@ -324,8 +329,9 @@ class _Reader:
         )
 
 
-def _ledger(item: dict[str, Any]) -> Ledger:
+def _ledger(item: dict[str, Any], sites: dict[str, Any]) -> Ledger:
     return Ledger(
+        sites={str(k): SiteCost(*map(int, v[:3]), float(v[3])) for k, v in sites.items()},
         models={str(k): ModelCost(**v) for k, v in item["models"].items()},
         effects=int(item["effects"]),
         effect_seconds=float(item["effect_seconds"]),
@@ -345,4 +351,7 @@ def _history(item: dict[str, Any] | None) -> History | None:
         log_evidence=[decode_float(v) for v in item["log_evidence"]],
         ancestors=[None if a is None else np.array(a, dtype=np.int64) for a in item["ancestors"]],
         eves=[int(v) for v in item["eves"]],
+        log_weights=[
+            np.array([decode_float(w) for w in row]) for row in item.get("log_weights", [])
+        ],
     )

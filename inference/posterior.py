@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,13 +27,16 @@ from lmppl.errors import AllParticlesDead, BadArgument
 from lmppl.inference.estimates import Estimate, Interval, Marginal
 from lmppl.ledger import Ledger
 from lmppl.random import GumbelMax, draw, fold
-from lmppl.trace import Trace
+from lmppl.trace import Entry, Trace
 from lmppl.types import Floats, Ints
 from lmppl.weights import NEG_INF, ess, log_mean_exp, normalize
 
 if TYPE_CHECKING:
     from lmppl.inference.particles import Particle
 from lmppl.inference.population import Machine
+
+ROOM = 200_000
+"""Particles times barriers that a history remembers weights and entries of."""
 
 
 @dataclass
@@ -47,6 +50,18 @@ class History:
     """Ancestor of each particle [N] where the population was resampled."""
     eves: list[int] = field(default_factory=list)
     """Distinct ancestors in the first population: the unique-ancestor curve."""
+    log_weights: list[Floats] = field(default_factory=list)
+    """Log-weights at each barrier, before it is resampled [N]; ends where there is no more room."""
+    heads: list[list[Entry | None]] = field(default_factory=list)
+    """The newest entry of each particle then [N]: also of those that left no offspring."""
+
+    def watch(self, lw: Floats, population: Sequence[Particle]) -> None:
+        """What the population is at a barrier, before it is resampled, for reports."""
+        if self.particles * (len(self.log_weights) + 1) > ROOM:
+            return
+        if len(self.log_weights) == len(self.ess):
+            self.log_weights.append(np.asarray(lw, dtype=np.float64))
+            self.heads.append([p.strand.head for p in population])
 
     def record(
         self, size: float, log_evidence: float, ancestors: Ints | None, eves: Sequence[int]
@@ -65,6 +80,15 @@ class History:
     def resamplings(self) -> int:
         """How often the population was resampled."""
         return sum(a is not None for a in self.ancestors)
+
+
+class Asked(NamedTuple):
+    """The program of a posterior and what it was called with."""
+
+    program: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    observations: Mapping[str, Any]
 
 
 class Posterior:
@@ -118,6 +142,8 @@ class Posterior:
         self.missing = missing
         self.evidence_se = evidence_se
         self.seed = seed
+        self.asked: Asked | None = None
+        """What was asked; `infer` sets it."""
         self.warnings = list(warnings)
         self.weights: Floats = normalize(self.log_weights)
         """W_i, summing to 1 [N]; zeros when the population is dead."""
@@ -272,6 +298,12 @@ class Posterior:
         from lmppl.inference.files import save
 
         save(self, path, opaque=opaque)
+
+    def report(self, path: Any, **options: Any) -> None:
+        """Write everything about it as one HTML file; see `lmppl.inference.view.page`."""
+        from lmppl.inference.view.page import write_report
+
+        write_report(self, path, **options)
 
     @classmethod
     def load(cls, path: Any) -> Posterior:

@@ -9,12 +9,14 @@ for them, their particles join the next one.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from lmppl import context
 from lmppl.errors import Deadlock, Suspended
 from lmppl.inference.population import Jobs
+from lmppl.inference.site_costs import charge_sites
 from lmppl.jobs import Effect, Generate, Job, Score, run_lm_jobs
 from lmppl.outside import EffectRunner
 from lmppl.random import Chance
@@ -167,6 +169,7 @@ def _run_batch(asking: Sequence[_Client], chance: Chance) -> list[tuple[_Client,
     else:
         batch = [job for client in asking for job in client.asked]
     failed: list[tuple[_Client, Exception]] = []
+    began = time.perf_counter()
     try:
         run_lm_jobs(batch, chance)
     except (MemoryError, Suspended):
@@ -182,6 +185,7 @@ def _run_batch(asking: Sequence[_Client], chance: Chance) -> list[tuple[_Client,
                 raise
             except Exception as own:
                 failed.append((client, own))
+    charge_sites(batch, time.perf_counter() - began)
     for client in asking:
         done, client.asked = client.asked, []
         client.waiting -= len(done)

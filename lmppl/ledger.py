@@ -32,6 +32,25 @@ class ModelCost:
 
 
 @dataclass
+class SiteCost:
+    """What the strings of one site took: those that came to their end."""
+
+    calls: int = 0
+    """Strings sampled or scored."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+    """Its share of the time of the batches that it was in."""
+
+    def add(self, other: SiteCost) -> None:
+        """Add `other` in place."""
+        self.calls += other.calls
+        self.tokens_in += other.tokens_in
+        self.tokens_out += other.tokens_out
+        self.seconds += other.seconds
+
+
+@dataclass
 class Ledger:
     """Costs by model, effects run, and seconds.
 
@@ -52,6 +71,8 @@ class Ledger:
     """Calls of reward functions, each with all inputs that waited (a language model's own passes
     are in `models`)."""
     seconds: float = 0.0
+    sites: dict[str, SiteCost] = field(default_factory=dict)
+    """Model costs by site, for reports."""
 
     def model(self, name: str) -> ModelCost:
         """The line of one model, made on first use."""
@@ -92,7 +113,11 @@ class Ledger:
         self.reward_calls += other.reward_calls
         self.reward_passes += other.reward_passes
         self.seconds += other.seconds
+        for address, spent in other.sites.items():
+            self.sites.setdefault(address, SiteCost()).add(spent)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain numbers, for JSON."""
-        return asdict(self) | {"tokens_in": self.tokens_in, "tokens_out": self.tokens_out}
+        """Plain numbers, for JSON; without those of single sites."""
+        book = asdict(self) | {"tokens_in": self.tokens_in, "tokens_out": self.tokens_out}
+        del book["sites"]
+        return book

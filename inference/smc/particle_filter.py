@@ -177,6 +177,7 @@ class SMC(Engine):
             lw = np.array([p.log_weight for p in population])
             if all(p.finished for p in population):
                 break
+            history.watch(lw, population)
             v = lw
             if guide is not None:
                 v = lw + (yield from guide.log_h(machine, population))
