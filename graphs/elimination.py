@@ -15,6 +15,7 @@ Bucket elimination (1999); Kjærulff, Triangulation of graphs (1990).
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,27 +57,32 @@ def elimination_order(
     for scope in scopes:
         for u in scope:
             near[u].update(w for w in scope if w != u)
-    waiting = set(last)
+    late = set(last)
     order: list[str] = []
     widest = 1
     place = {v: i for i, v in enumerate(sizes)}
-    fill = {v: _fill(v, near) for v in sizes}
-    left = set(sizes)
-    while left:
-        ready = (left - waiting) or left
-        v = min(ready, key=lambda u: (fill[u], _entries(u, near, sizes), place[u]))
-        widest = max(widest, _entries(v, near, sizes))
+
+    def cost(v: str) -> tuple[bool, int, int, int]:
+        return v in late, _fill(v, near), _entries(v, near, sizes), place[v]
+
+    now = {v: cost(v) for v in sizes}
+    heap = [(c, v) for v, c in now.items()]
+    heapq.heapify(heap)
+    while heap:
+        c, v = heapq.heappop(heap)
+        if now.get(v) != c:
+            continue  # its neighbours have changed since
+        widest = max(widest, c[2])
         around = near.pop(v)
+        del now[v]
+        order.append(v)
         for u in around:
             near[u] |= around - {u}
             near[u].discard(v)
-        left.remove(v)
-        order.append(v)
-        touched = set(around)
-        for u in around:
-            touched |= near[u]
+        touched = around.union(*(near[u] for u in around)) if c[1] else around
         for u in touched:
-            fill[u] = _fill(u, near)
+            now[u] = cost(u)
+            heapq.heappush(heap, (now[u], u))
     return order, widest
 
 

@@ -10,12 +10,14 @@ conditional probability tables; `lmppl.graphs.elimination` and `loopy` compute w
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lmppl.distributions import _same
 from lmppl.errors import BadArgument, excerpt
 from lmppl.types import Floats
 
@@ -163,12 +165,11 @@ class FactorGraph:
 
     def index(self, name: Name, value: Any) -> int:
         """The place of a value among those of its variable."""
-        for i, known in enumerate(self.domains[name]):
-            if type(known) is type(value) and known == value:
-                return i
-        for i, known in enumerate(self.domains[name]):
-            if not isinstance(known, bool) and not isinstance(value, bool) and known == value:
-                return i
+        values = self.domains[name]
+        for same in (operator.is_, _same):  # two tokenisations of one text are equal
+            for i, known in enumerate(values):
+                if same(known, value):
+                    return i
         raise BadArgument(
             f"{name!r} has no value {excerpt(value)}",
             fix=f"its values are: {excerpt(list(self.domains[name]))}",

@@ -14,14 +14,16 @@ Yedidia, Freeman and Weiss, Constructing free-energy approximations (2005).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.graphs.factors import Factor, FactorGraph, log_sum, normalized
-from lmppl.types import Floats
+from lmppl.random import Chance, draw, fold
+from lmppl.types import Floats, Key
 
 Message = dict[tuple[int, str], Floats]
 """By table and variable."""
@@ -39,6 +41,8 @@ class Loopy:
     iterations: int
     tree: bool
     """Whether the factor graph has no loop, so that all of this is exact."""
+    messages: Message = field(default_factory=dict, repr=False)
+    """From each table, by its place among the factors of the graph, to each of its variables."""
 
 
 def loopy(
@@ -63,8 +67,7 @@ def loopy(
             fix="write loopy(graph, iterations=200, damping=0.5)",
         )
     sizes = graph.sizes
-    constant = math.fsum(float(f.table) for f in graph.factors if not f.scope)
-    tables = [f for f in graph.factors if f.scope]
+    tables = graph.factors
     near: dict[str, list[int]] = {v: [] for v in sizes}
     for k, f in enumerate(tables):
         for v in f.scope:
@@ -92,8 +95,8 @@ def loopy(
     beliefs = {
         v: normalized(sum((to_variable[k, v] for k in near[v]), np.zeros(sizes[v]))) for v in sizes
     }
-    log_z = constant + _bethe(tables, beliefs, near, to_variable)
-    return Loopy(beliefs, log_z, change <= tolerance, done, is_tree)
+    log_z = _bethe(tables, beliefs, near, to_variable)
+    return Loopy(beliefs, log_z, change <= tolerance, done, is_tree, to_variable)
 
 
 def _inward(v: str, k: int, near: Mapping[str, list[int]], messages: Message) -> Floats:
@@ -152,7 +155,7 @@ def _distance(old: Floats, new: Floats) -> float:
     return float(np.abs(np.exp(old) - np.exp(new)).max())
 
 
-def _is_tree(sizes: Mapping[str, int], tables: list[Factor]) -> bool:
+def _is_tree(sizes: Mapping[str, int], tables: Sequence[Factor]) -> bool:
     """Whether variables and tables form a forest: no table closes a loop."""
     root = {v: v for v in sizes}
 
@@ -172,7 +175,7 @@ def _is_tree(sizes: Mapping[str, int], tables: list[Factor]) -> bool:
 
 
 def _bethe(
-    tables: list[Factor],
+    tables: Sequence[Factor],
     beliefs: Mapping[str, Floats],
     near: Mapping[str, list[int]],
     messages: Message,
@@ -190,3 +193,37 @@ def _bethe(
         entropy = -float((b[b > 0] * np.log(b[b > 0])).sum())
         terms.append((1 - len(near[v])) * entropy)
     return math.fsum(terms)
+
+
+def guided_draw(
+    graph: FactorGraph, found: Loopy, key: Key, chance: Chance
+) -> tuple[dict[str, Any], float]:
+    """One joint draw, variable by variable, guided by messages, and its log-weight.
+
+    q(v | drawn before) ∝ exp( Σ tables that are complete with v + Σ messages of those that are not )
+
+    The log-weight is log of the product of all tables less log q: proper whatever the messages are,
+    and constant where they are exact. A draw that runs into a wall has weight `-inf`.
+    """
+    at: dict[str, int] = {}
+    near: dict[str, list[int]] = {v: [] for v in graph.domains}
+    for k, f in enumerate(graph.factors):
+        for v in f.scope:
+            near[v].append(k)
+    log_q = 0.0
+    for v, values in graph.domains.items():
+        row = np.zeros(len(values))
+        for k in near[v]:
+            f = graph.factors[k]
+            known = {u: at[u] for u in f.scope if u in at}
+            complete = len(known) == len(f.scope) - 1
+            row = row + (f.given(known).table if complete else found.messages[k, v])
+        p = normalized(row)
+        if not p.any():
+            return {}, -math.inf
+        with np.errstate(divide="ignore"):
+            at[v] = draw(chance, fold(key, "guided", v), np.log(p))
+        log_q += math.log(p[at[v]])
+    drawn = {v: graph.domains[v][i] for v, i in at.items()}
+    total = [float(f.table[tuple(at[v] for v in f.scope)]) for f in graph.factors]
+    return drawn, -math.inf if -math.inf in total else math.fsum(total) - log_q

@@ -7,6 +7,7 @@ finite program, `Enumerate` is exact.
 from lmppl.inference.allocation.adaptive import infer_adaptive
 from lmppl.inference.base import Engine, ainfer, infer, infer_many, infer_stream
 from lmppl.inference.decisions import Decision, decide
+from lmppl.inference.elimination import Elimination
 from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.estimates import Estimate, Interval, Marginal
 from lmppl.inference.forward import Forward, Greedy
@@ -59,6 +60,7 @@ __all__ = [
     "Beam",
     "BestFirst",
     "Decision",
+    "Elimination",
     "Engine",
     "Enumerate",
     "Estimate",
