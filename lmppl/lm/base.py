@@ -154,6 +154,13 @@ class Rows(ABC):
     def select(self, rows: Ints) -> None:
         """Replace the batch by these rows, in this order, repeats allowed [B']."""
 
+    def join(self, contexts: Sequence[Ids]) -> None:
+        """Add rows at these contexts, after those that are here, in the middle of a generation."""
+        raise CapabilityError(
+            f"{type(self).__name__} take no new rows while they run",
+            fix="open the contexts as a batch of their own",
+        )
+
     @abstractmethod
     def log_probs(self) -> Floats:
         """The next-token log-probabilities [B, V] on the host: for enumeration and tests only."""
@@ -255,6 +262,10 @@ class LanguageModel(ABC):
     @abstractmethod
     def open(self, contexts: Sequence[Ids]) -> Rows:
         """Start a batch at these contexts [B], each at least one token long."""
+
+    def fits(self, contexts: Sequence[Ids], tokens: Sequence[int]) -> int:
+        """How many of these contexts, in order, fit in memory at once, each to grow by `tokens`."""
+        return len(contexts)
 
     def advance(self, states: Sequence[StringState], chance: Chance, limit: int | None) -> int:
         """Where `draws_strings`: advance unfinished strings in place, as `lm.generate.advance`."""

@@ -83,6 +83,11 @@ class Logits:
         out._plain = None if self._plain is None else self._plain.select(rows)
         return out
 
+    @classmethod
+    def stack(cls, parts: Sequence[Logits]) -> Logits:
+        """The rows of several batches, in order."""
+        return cls(torch.cat([p.scores for p in parts]))
+
     def plain(self) -> Normaliser:
         """The normaliser of the model's own law, computed once."""
         if self._plain is None:

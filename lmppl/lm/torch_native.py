@@ -86,6 +86,11 @@ class NativeBlock:
             kept.append(_Part(np.array(new, dtype=np.int64), part.cache, part.tokens[index]))
         return NativeBlock(self.call, self.caching, kept, self.device)
 
+    def join(self, other: NativeBlock, first: int) -> NativeBlock:
+        """These rows and those of another batch, which are numbered from `first` on."""
+        moved = [_Part(p.rows + first, p.cache, p.tokens) for p in other.parts]
+        return NativeBlock(self.call, self.caching, self.parts + moved, self.device)
+
     def _compute(self, part: _Part, tokens: Ints) -> Tensor:
         ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.device)
         scores, cache = self.call(ids, part.cache if self.caching else None, True)

@@ -106,7 +106,7 @@ class Pages:
         """New pages with the first `used` slots of these rows, and room for more."""
         index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.layout.device)
         fill = np.minimum(self.fill[rows], used)
-        if room in (used, self.room):  # what lies beyond a fill is finite, and never read
+        if room <= self.room:  # what lies beyond a fill is finite, and never read
             tensors = [t[..., :room, :].index_select(t.ndim - 4, index) for t in self.tensors]
             return Pages(self.layout, tensors, fill)
         out = self.layout.zeros(len(rows), room)

@@ -16,7 +16,7 @@ from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_prefill import Retained
 from lmppl.lm.torch_tidy import tidy
 from lmppl.random import Chance
-from lmppl.types import Bools, Floats, Ints, Keys
+from lmppl.types import Bools, Floats, Ids, Ints, Keys
 
 if TYPE_CHECKING:
     from lmppl.lm.torch import TorchLM
@@ -140,6 +140,29 @@ class TorchRows(Rows):
                 self._inner = None
             elif self._inner is not None:
                 self._inner = self._inner.select(as_index(inner, self.lm.device))
+
+    def join(self, contexts: Sequence[Ids]) -> None:
+        """Add rows at these contexts, after those that are here; see `Rows.join`."""
+        if not contexts:
+            return
+        with self.lm.computing():
+            self._scores()
+            inner = self._inner
+            more = self.lm.open(contexts)
+            if inner is None or more._inner is None:
+                raise BadArgument("these rows have no scores")
+            if isinstance(self.block, Block) and isinstance(more.block, Block):
+                self.block = Block.stack([self.block, more.block])
+                tidy(self.block)
+            elif isinstance(self.block, NativeBlock) and isinstance(more.block, NativeBlock):
+                self.block = self.block.join(more.block, len(self))
+            self._inner, self._outer = Logits.stack([inner, more._inner]), None
+            self.at = np.concatenate([self.at, more.at + len(self)])
+            wide = max(self.ids.shape[1], more.ids.shape[1])
+            self.ids = np.concatenate(
+                [np.pad(m, ((0, 0), (0, wide - m.shape[1]))) for m in (self.ids, more.ids)]
+            )
+            self.lens = np.concatenate([self.lens, more.lens])
 
     def close(self) -> None:
         """Give keys, values and scores to the prefix cache of the model."""

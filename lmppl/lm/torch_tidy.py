@@ -3,7 +3,7 @@
 After forks a table points to rows that died, to last pages that others may read too, and to ever
 more short columns. `tidy` is called after each fork and does four things:
 
-1. rows of pages that nobody reads are given back, once they are a quarter of the pages;
+1. slots of pages that nobody reads are given back, once they are a quarter of the pages;
 2. the newest columns, as far as they are shorter than a page, are copied to one page of its own for
    each row, which it may append to (copy on write of the last page);
 3. neighbouring columns that fork alike become one (a prompt and what all survivors share of its
@@ -25,12 +25,12 @@ from lmppl.types import Ints
 MOST = 12
 """Columns above which neighbours are joined even if that stores slots twice."""
 LIVE = 0.75
-"""Share of the rows of pages that must be read by somebody."""
+"""Share of the slots of pages that must be in use."""
 
 
 def tidy(block: Block) -> None:
     """Bring the table of a batch in order, in place; see the module's first lines."""
-    block.columns = [_compacted(c) for c in block.columns if c.longest]
+    block.columns = [_compacted(block, c) for c in block.columns if c.longest]
     _own_last_page(block)
     _join_alike(block)
     while len(block.columns) > MOST:
@@ -41,19 +41,18 @@ def _writable(block: Block, column: Column) -> bool:
     return column.pages.writer is block.token
 
 
-def _compacted(column: Column) -> Column:
-    """The column over pages without their dead rows."""
-    live = column.live()
-    pages = column.pages
-    if len(live) >= LIVE * pages.rows:
+def _compacted(block: Block, column: Column) -> Column:
+    """The column over pages without their dead rows, and without room that nobody will use."""
+    live, pages = column.live(), column.pages
+    mine = _writable(block, column)
+    room = pages.room if mine else column.longest
+    if len(live) * room >= LIVE * pages.rows * pages.room:
         return column
-    writer, used = pages.writer, column.longest
     place = np.full(pages.rows, -1, dtype=np.int64)
     place[live] = np.arange(len(live))
     owner = np.where(column.owner >= 0, place[column.owner], -1)
-    new = pages.copy(live, used, used if writer is None else pages.room)
-    if writer is not None and bool((pages.fill[live] <= used).all()):
-        new.writer = writer
+    new = pages.copy(live, column.longest, room)
+    new.writer = block.token if mine else None
     return Column(new, owner, column.count)
 
 
@@ -68,10 +67,13 @@ def _own_last_page(block: Block) -> None:
         short, total = short + 1, total + c.longest
     if not short:
         return
-    block.forking = True
+    last = block.columns[-1].owner
+    block.forking |= len(np.unique(last[last >= 0])) < int((last >= 0).sum())
     columns = block.columns[-short:]
-    if short == 1 and columns[0].pages.room == PAGE and bool((columns[0].owner >= 0).all()):
-        pages = columns[0].pages.copy(columns[0].owner, columns[0].longest, PAGE)
+    if short == 1 and bool((columns[0].owner >= 0).all()):
+        used = columns[0].longest
+        room = min(PAGE, used + 2) if block.forking else 4 * PAGE
+        pages = columns[0].pages.copy(columns[0].owner, used, room)
         pages.fill, pages.writer = columns[0].count.copy(), block.token
         block.columns[-1] = Column(pages, np.arange(len(block)), columns[0].count)
         return
