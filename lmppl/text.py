@@ -2,9 +2,10 @@
 
 A `Text` is a `str` in every respect (equality, hash, formatting) that also keeps the token ids it
 was drawn as, their log-probabilities, why it ended, and its **spans**: which stretch came from
-which site. `+`, slices and `strip` keep spans; f-strings, `join`, `%` and `str.format` return a
-plain `str` and lose them. `prompt("... {thought} ...", thought=thought)` keeps them exactly.
-Never infer independence from missing spans.
+which site. `+`, slices, `strip`, `split`, `replace`, changes of case and `Text(sep).join` keep spans;
+f-strings, `"".join`, `%` and `str.format` return a plain `str` and lose them.
+`prompt("... {thought} ...", thought=thought)` keeps them exactly. Never infer independence from
+missing spans: `lmppl.graphs.graph_of` finds what went where however it was written.
 """
 
 from __future__ import annotations
@@ -214,6 +215,80 @@ class Text(str):
     def rstrip(self, chars: str | None = None, /) -> Text:
         """`str.rstrip`, keeping spans."""
         return self._cut(str.rstrip(self, chars), 0)
+
+    def removeprefix(self, prefix: str, /) -> Text:
+        """`str.removeprefix`, keeping spans."""
+        part = str.removeprefix(self, prefix)
+        return self._cut(part, len(self) - len(part))
+
+    def removesuffix(self, suffix: str, /) -> Text:
+        """`str.removesuffix`, keeping spans."""
+        return self._cut(str.removesuffix(self, suffix), 0)
+
+    def _pieces(self, parts: Iterable[str], gap: int = 0) -> list[str]:
+        """Parts in order, each found behind the one before and the separator between them."""
+        out: list[str] = []
+        at = 0
+        for part in parts:
+            start = str.find(self, part, at)
+            out.append(self._cut(part, start))
+            at = start + len(part) + gap
+        return out
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        """`str.split`, keeping spans."""
+        return self._pieces(str.split(self, sep, maxsplit), 0 if sep is None else len(sep))
+
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        """`str.rsplit`, keeping spans."""
+        return self._pieces(str.rsplit(self, sep, maxsplit), 0 if sep is None else len(sep))
+
+    def splitlines(self, keepends: bool = False) -> list[str]:
+        """`str.splitlines`, keeping spans."""
+        return self._pieces(str.splitlines(self, keepends))
+
+    def partition(self, sep: str, /) -> tuple[str, str, str]:
+        """`str.partition`, keeping spans."""
+        a, b, c = self._pieces(str.partition(self, sep))
+        return a, b, c
+
+    def rpartition(self, sep: str, /) -> tuple[str, str, str]:
+        """`str.rpartition`, keeping spans."""
+        a, b, c = self._pieces(str.rpartition(self, sep))
+        return a, b, c
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> Text:
+        """`str.replace`, keeping the spans of what stays, and those of `new`."""
+        if not old:
+            return Text(str.replace(self, old, new, count))
+        rest = self.split(old, count)
+        return concat(
+            tuple(p for i, part in enumerate(rest) for p in ((new, part) if i else (part,)))
+        )
+
+    def join(self, parts: Iterable[str], /) -> Text:
+        """`str.join`, keeping the spans of the parts: `Text(", ").join(facts)`."""
+        listed = list(parts)
+        return concat(tuple(p for i, s in enumerate(listed) for p in ((self, s) if i else (s,))))
+
+    def _cased(self, changed: str) -> Text:
+        return Text(changed, spans=self.spans if len(changed) == len(self) else ())
+
+    def lower(self) -> Text:
+        """`str.lower`, keeping spans where no letter becomes several."""
+        return self._cased(str.lower(self))
+
+    def upper(self) -> Text:
+        """`str.upper`, keeping spans where no letter becomes several."""
+        return self._cased(str.upper(self))
+
+    def capitalize(self) -> Text:
+        """`str.capitalize`, keeping spans where no letter becomes several."""
+        return self._cased(str.capitalize(self))
+
+    def title(self) -> Text:
+        """`str.title`, keeping spans where no letter becomes several."""
+        return self._cased(str.title(self))
 
 
 # Writing a slot by its descriptor is how an immutable value fills itself, and the quickest way.
