@@ -39,7 +39,7 @@ class _Client:
 
 
 def drive_many(
-    runs: Iterable[Callable[[], Jobs]],
+    runs: Iterable[Callable[[], Jobs] | None],
     chance: Chance,
     *,
     concurrency: int,
@@ -48,7 +48,8 @@ def drive_many(
     """Run many engine runs together; yield (index, result or exception) as they end.
 
     Args:
-        runs: makers of generators; a new one starts when fewer than `concurrency` run.
+        runs: makers of generators; a new one starts when fewer than `concurrency` run. None in
+            the place of one says that none is there now: it is asked again after the next batch.
         chance: who answers the draws of model jobs.
         concurrency: how many share a batch at most.
         observer: called with the number of running ones before each batch.
@@ -68,6 +69,8 @@ def drive_many(
                     index, make = next(makers)
                 except StopIteration:
                     exhausted = True
+                    break
+                if make is None:
                     break
                 try:
                     clients[index] = _Client(index, make())
