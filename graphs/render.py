@@ -49,8 +49,9 @@ def collapse(graph: Any) -> Any:
         if names[n] not in out:
             out.add_node(names[n], **data)
     for u, v, data in graph.edges(data=True):
-        if names[u] != names[v] and not out.has_edge(names[v], names[u]):
-            out.add_edge(names[u], names[v], **data)
+        if names[u] == names[v]:
+            return graph  # items that read each other are no plate
+        out.add_edge(names[u], names[v], **data)
     return out if networkx.is_directed_acyclic_graph(out) else graph
 
 
