@@ -191,6 +191,9 @@ class LanguageModel(ABC):
     draws_strings: ClassVar[bool] = False
     """Whether whole strings are drawn elsewhere, by `advance`: a server has a loop of its own."""
 
+    bounded: ClassVar[bool] = False
+    """Whether `fits` may say no: then `advance` takes what does not fit through a queue."""
+
     # -- tokenizer ---------------------------------------------------------------------------
 
     @abstractmethod
@@ -263,12 +266,25 @@ class LanguageModel(ABC):
     def open(self, contexts: Sequence[Ids]) -> Rows:
         """Start a batch at these contexts [B], each at least one token long."""
 
-    def fits(self, contexts: Sequence[Ids], tokens: Sequence[int]) -> int:
-        """How many of these contexts, in order, fit in memory at once, each to grow by `tokens`."""
+    def fits(
+        self,
+        contexts: Sequence[Ids],
+        tokens: Sequence[int],
+        running: Rows | None = None,
+        growth: int = 0,
+    ) -> int:
+        """How many of these contexts, in order, fit in memory at once, each to grow by `tokens`.
+
+        Args:
+            contexts: token ids of each.
+            tokens: how many tokens each may still draw.
+            running: a batch that is there already.
+            growth: how many tokens the rows of that batch may still draw, in all.
+        """
         return len(contexts)
 
     def advance(self, states: Sequence[StringState], chance: Chance, limit: int | None) -> int:
-        """Where `draws_strings`: advance unfinished strings in place, as `lm.generate.advance`."""
+        """Where `draws_strings` or `bounded`: advance unfinished strings in place, as `lm.generate.advance`."""
         raise NotImplementedError
 
     def score(

@@ -219,9 +219,17 @@ def advance(
         needed = len(s.context) + s.law.max_tokens
         if needed > lm.max_context:
             raise ContextOverflow(needed, lm.max_context, longest=lm.decode(s.context[-200:]))
-    if lm.draws_strings:
+    if lm.draws_strings or (lm.bounded and not _fit(lm, live, limit)):
         return lm.advance(live, chance, limit)
     return advance_rows(lm, live, chance, limit)
+
+
+def _fit(lm: LanguageModel, live: Sequence[StringState], limit: int | None) -> bool:
+    """Whether all these strings fit in the memory of the model at once."""
+    left = [s.law.max_tokens - len(s.ids) for s in live]
+    if limit is not None:
+        left = [min(n, limit) for n in left]
+    return lm.fits([s.context + tuple(s.ids) for s in live], left) == len(live)
 
 
 def advance_rows(

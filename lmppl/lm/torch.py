@@ -28,7 +28,9 @@ from torch import Tensor
 
 from lmppl.errors import BadArgument, ContextOverflow, UnsupportedValue, excerpt
 from lmppl.lm import torch_files
-from lmppl.lm.base import Capabilities, LanguageModel
+from lmppl.lm.base import Capabilities, LanguageModel, Rows
+from lmppl.lm.continuous import advance_queue
+from lmppl.lm.generate import StringState
 from lmppl.lm.prefix import as_key_matrix, key_of
 from lmppl.lm.tokenizer import HFTokenizer
 from lmppl.lm.torch_cache import Block
@@ -39,14 +41,14 @@ from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_network import Engine, Network
 from lmppl.lm.torch_pages import PAGE
 from lmppl.lm.torch_prefill import Limits, Places, Prefill, Retained, Sink
+from lmppl.lm.torch_room import fitting, free_memory, retained_bytes
 from lmppl.lm.torch_rows import TorchRows, is_identity
 from lmppl.lm.torch_score import Scoring
 from lmppl.lm.torch_store import RetainedRows
 from lmppl.lm.torch_tidy import tidy
+from lmppl.random import Chance
 from lmppl.types import Floats, Ids, Ints
 
-CPU_BYTES = 1 << 30
-"""Default budget for retained rows in main memory."""
 SCORE_BYTES = 256 << 20
 """Memory of the next-token scores of one scoring pass."""
 LEAST_BYTES = 64 << 20
@@ -67,8 +69,10 @@ class TorchLM(LanguageModel):
         threads: CPU threads during passes; None leaves torch's own number. The number outside
             of passes is not changed. (What is, on Linux: freed memory of CPU passes stays in the
             process, see `torch_memory`.)
-        kv_bytes: budget for retained rows; None means 1 GiB on the CPU and a quarter of the free
-            memory on a GPU. 0 retains nothing.
+        kv_bytes: memory for keys and values: of rows that are retained, and of a batch that runs
+            (strings that do not fit wait, see `lmppl.lm.continuous`). None means 1 GiB of retained
+            rows on the CPU and a quarter of the free memory on a GPU, and half of the free memory
+            for running ones. 0 retains nothing.
         engine: how passes run; "auto" takes the fastest way that reproduces the model.
     """
 
@@ -104,7 +108,9 @@ class TorchLM(LanguageModel):
             usage=self.network.usage,
         )
         self.source = source
-        self.store = RetainedRows(_budget(self.device) if kv_bytes is None else kv_bytes)
+        self.store = RetainedRows(retained_bytes(self.device) if kv_bytes is None else kv_bytes)
+        self.live_bytes = kv_bytes or free_memory(self.device) // 2
+        """Memory for keys and values of a batch that runs."""
         scores = max(64, SCORE_BYTES // (4 * self.vocab_size))
         self.limits = Limits(1024 if on_cpu else 16384, scores, WASTE)
         absent = self.tokenizer.missing_ids
@@ -184,6 +190,31 @@ class TorchLM(LanguageModel):
         return self._fingerprint
 
     # -- model -------------------------------------------------------------------------------
+
+    bounded = True
+
+    def fits(
+        self,
+        contexts: Sequence[Ids],
+        tokens: Sequence[int],
+        running: Rows | None = None,
+        growth: int = 0,
+    ) -> int:
+        """How many contexts fit in the memory for running batches; see the base class.
+
+        Each is taken to draw all its tokens; what it shares with the one before is counted once.
+        """
+        slots = self.live_bytes // max(1, self.network.layout.token_bytes)
+        if isinstance(running, TorchRows) and isinstance(running.block, Block):
+            slots -= running.block.slots + growth
+        found = fitting(slots, contexts, tokens)
+        return max(found, 1) if running is None else found
+
+    def advance(
+        self, states: Sequence[StringState], chance: Chance, limit: int | None = None
+    ) -> int:
+        """More strings than fit at once; see `lmppl.lm.continuous`."""
+        return advance_queue(self, states, chance, limit)
 
     def open(self, contexts: Sequence[Ids]) -> TorchRows:
         """Rows at these contexts; what was computed before or is shared is not computed again."""
@@ -334,13 +365,6 @@ class TorchLM(LanguageModel):
         if is_identity(index, len(scores)):
             return scores
         return scores.index_select(0, torch.from_numpy(index).to(self.device))
-
-
-def _budget(device: torch.device) -> int:
-    if device.type != "cuda":
-        return CPU_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free // 4)
 
 
 def _eos(model: Any) -> list[int]:
