@@ -1,4 +1,4 @@
-"""The command line: `lmppl run | compare | show | check | models | demo`.
+"""The command line: `lmppl run | compare | show | check | models | demo | serve`.
 
 Exit codes: 0 all well; 1 some questions failed, or `check` found problems; 2 a mistake in the
 command, the data, the program or the model's name, found before anything ran; 70 a defect of lmppl;
@@ -19,6 +19,7 @@ import click
 
 from lmppl import __version__
 from lmppl.errors import Deadlock, LmpplError, Suspended
+from lmppl.serve_command import serve
 
 if TYPE_CHECKING:
     from lmppl.runner import Outcome
@@ -347,6 +348,9 @@ def demo(out: str, seconds: float, seed: int, model: str, as_json: bool) -> int:
     from lmppl.demo import demo as show_all
 
     return show_all(out, seconds=seconds, seed=seed, model=model, as_json=as_json)
+
+
+cli.add_command(serve)
 
 
 def main() -> None:

@@ -20,6 +20,9 @@ ROOF = {
     "lmppl/comparing.py": "lmppl.comparing",
     "lmppl/demo.py": "lmppl.demo",
     "lmppl/runner.py": "lmppl.runner",
+    "lmppl/chat_api.py": "lmppl.chat_api",
+    "lmppl/serve.py": "lmppl.serve",
+    "lmppl/serve_command.py": "lmppl.serve_command",
 }
 """The command line: some of its commands have a file of their own."""
 HEAVY = {
