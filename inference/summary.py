@@ -19,10 +19,11 @@ def made_by(posterior: Posterior) -> str:
 
 def answers(posterior: Posterior) -> Marginal:
     """The marginal of what the program returned; values that cannot be hashed count by their repr."""
-    return posterior.marginal(lambda t: _hashable(t.result))
+    return posterior.marginal(lambda t: hashable(t.result))
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
+    """The value, or its `repr` where it cannot be a key."""
     try:
         hash(value)
     except TypeError:

@@ -1,0 +1,231 @@
+"""Everything that a report shows, as plain JSON: version 1 of the run state.
+
+| key | |
+| --- | --- |
+| `strings` | every text, once; other parts refer to it by number, 0 is the empty text |
+| `nodes` | the tree of thoughts in columns: `up` (how far back the parent is), `site`, `text`, `logp`, `logw`, `tokens` |
+| `sites` | [operation, address] |
+| `particles` | `leaf` (a node), `lw`, `w`, `answer`, `eve`, in columns |
+| `steps` | one object per barrier: ess, logz, eves, parents, lw, at (the node of each particle) |
+| `answers` | [text, probability, standard error] |
+| `costs`, `models` | by site, by model |
+| `graphs` | recorded thought graphs, by node |
+| `edges` | of the program's graph: pairs of addresses |
+
+Numbers have as many digits as a person reads; null is -inf. Nothing in it is markup: texts are
+text, and whoever shows them must keep them so.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmppl.graphs.record import GraphRecord, is_recorded
+from lmppl.inference.summary import answers, hashable
+from lmppl.inference.view.forest import Forest, shown
+from lmppl.ledger import SiteCost
+
+if TYPE_CHECKING:
+    from lmppl.inference.posterior import Posterior
+
+VERSION = 1
+ANSWERS = 200
+"""Answers that are listed; the others are one."""
+PARTICLES = 4_000
+"""The heaviest particles that are told; all of them count in the answers."""
+
+Put = Callable[[str], int]
+
+
+def run_state(
+    posterior: Posterior, *, title: str = "", forest: Forest | None = None
+) -> dict[str, Any]:
+    """The state of a posterior, of any engine."""
+    from lmppl import __version__
+
+    strings: dict[str, int] = {"": 0}
+
+    def put(text: str) -> int:
+        return strings.setdefault(text, len(strings))
+
+    forest = Forest() if forest is None else forest
+    kept = told(posterior)
+    leaves = [forest.add(posterior.traces[i]) for i in kept]
+    low, high = posterior.log_evidence_interval()
+    steps = _steps(posterior, forest, kept, leaves)
+    table, of_particle = _answers(posterior, put)
+    book = posterior.ledger
+    state = {
+        "version": VERSION,
+        "package": __version__,
+        "title": title,
+        "engine": posterior.engine,
+        "seed": None if posterior.seed is None else str(posterior.seed),
+        "exact": posterior.exact,
+        "dead": posterior.dead,
+        "size": len(posterior),
+        "log_evidence": number(posterior.log_evidence, 7),
+        "interval": [number(low, 7), number(high, 7)],
+        "ess": number(posterior.ess),
+        "ancestors": posterior.unique_ancestors,
+        "tokens": [book.tokens_in, book.tokens_out],
+        "seconds": number(book.seconds),
+        "warnings": list(posterior.warnings),
+        "deaths": [[site, n] for site, n in posterior.deaths.items()],
+        "death_examples": [str(e)[:400] for e in posterior.death_examples],
+        "target": posterior.target,
+        "particles": {
+            "index": kept,
+            "leaf": leaves,
+            "lw": [number(posterior.log_weights[i], 6) for i in kept],
+            "w": [number(posterior.weights[i]) for i in kept],
+            "eve": [int(posterior.eves[i]) for i in kept],
+            "answer": [of_particle[i] for i in kept],
+        },
+        "answers": table,
+        "steps": steps,
+        "costs": _costs(posterior),
+        "models": [
+            [name, m.calls, m.passes, m.tokens_in, m.tokens_out] for name, m in book.models.items()
+        ],
+        "effects": [book.effects, number(book.effect_seconds), book.replayed],
+        "nodes": _nodes(forest, put),
+        "sites": [],
+        "graphs": _graphs(forest, put),
+        "edges": [],
+    }
+    state["sites"] = state["nodes"].pop("sites")
+    state["strings"] = list(strings)
+    return state
+
+
+def told(posterior: Posterior) -> list[int]:
+    """The particles that a report tells of, in order."""
+    if len(posterior) <= PARTICLES:
+        return list(range(len(posterior)))
+    heaviest = sorted(range(len(posterior)), key=lambda i: -posterior.weights[i])[:PARTICLES]
+    return sorted(heaviest)
+
+
+def number(value: float, digits: int = 4) -> float | None:
+    """A number with few digits; None for -inf and what is no number.
+
+    >>> number(0.123456), number(float("-inf"))
+    (0.1235, None)
+    """
+    value = float(value)
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def stencil(address: str) -> str:
+    """The site that an address is a repetition of.
+
+    >>> stencil("facts[3]/true")
+    'facts[i]/true'
+    """
+    return re.sub(r"\[\d+\]", "[i]", address)
+
+
+def _answers(posterior: Posterior, put: Put) -> tuple[list[list[Any]], list[int]]:
+    """Rows of answers, and the row of each particle; -1 has none, dead ones."""
+    if posterior.dead:
+        return [], [-1] * len(posterior)
+    found = answers(posterior)
+    listed = list(found.items())
+    rows = [[put(shown(v)), number(p), number(found.se.get(v, 0.0))] for v, p in listed[:ANSWERS]]
+    place = {v: min(k, ANSWERS) for k, (v, _) in enumerate(listed)}
+    if len(listed) > ANSWERS:
+        rest = math.fsum(p for _, p in listed[ANSWERS:])
+        rows.append([put(f"{len(listed) - ANSWERS:,} other answers"), number(rest), None])
+    of = [
+        place.get(hashable(t.result), -1) if w > 0 else -1
+        for t, w in zip(posterior.traces, posterior.weights, strict=True)
+    ]
+    return rows, of
+
+
+def _steps(
+    posterior: Posterior, forest: Forest, kept: Sequence[int], leaves: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The barriers, the end as the last one; where particles are left out, only their totals."""
+    from lmppl.trace import Trace
+
+    history = posterior.history
+    if history is None:
+        return []
+    whole = len(kept) == history.particles
+    out = []
+    for t, parents in enumerate(history.ancestors):
+        step: dict[str, Any] = {
+            "ess": number(history.ess[t]),
+            "logz": number(history.log_evidence[t], 6),
+            "eves": int(history.eves[t]),
+            "resampled": parents is not None,
+        }
+        if whole and parents is not None:
+            step["parents"] = [int(a) for a in parents]
+        if whole and t < len(history.log_weights):
+            step["lw"] = [number(w) for w in history.log_weights[t]]
+        if whole and t < len(history.heads):
+            step["at"] = [forest.add(Trace.of(h)) for h in history.heads[t]]
+        if whole and t == len(history.ess) - 1 and parents is None:
+            step["lw"] = [number(w) for w in posterior.log_weights]
+            step["at"] = list(leaves)
+        out.append(step)
+    return out
+
+
+def _nodes(forest: Forest, put: Put) -> dict[str, Any]:
+    sites: dict[tuple[str, str], int] = {("", ""): 0}
+    columns: dict[str, list[Any]] = {
+        "up": [0], "site": [0], "text": [0], "logp": [0], "logw": [0], "tokens": [0],
+    }  # fmt: skip
+    for node in range(1, len(forest)):
+        entry = forest.entries[node]
+        if entry is None:
+            continue
+        columns["up"].append(node - forest.parents[node])
+        columns["site"].append(sites.setdefault((entry.op, entry.address), len(sites)))
+        columns["text"].append(put(forest.texts[node]))
+        columns["logp"].append(number(entry.logp))
+        columns["logw"].append(number(entry.logw))
+        ids = getattr(entry.value, "_ids", None)
+        columns["tokens"].append(0 if ids is None else len(ids))
+    return {**columns, "sites": [list(pair) for pair in sites]}
+
+
+def _costs(posterior: Posterior) -> list[list[Any]]:
+    """Site, strings, tokens in and out, seconds; repetitions of a site are one row."""
+    found: dict[str, SiteCost] = {}
+    for address, cost in posterior.ledger.sites.items():
+        found.setdefault(stencil(address), SiteCost()).add(cost)
+    return [
+        [site, c.calls, c.tokens_in, c.tokens_out, number(c.seconds)] for site, c in found.items()
+    ]
+
+
+def _graphs(forest: Forest, put: Put) -> dict[str, Any]:
+    """Recorded thought graphs by node: their name, and each thought as a row."""
+    out = {}
+    for node, entry in enumerate(forest.entries):
+        if entry is None or entry.op != "deterministic" or not is_recorded(entry.value):
+            continue
+        graph = GraphRecord.from_dict({"name": entry.address, "nodes": entry.value["nodes"]})
+        place = {n.id: k for k, n in enumerate(graph.nodes)}
+        critical = set(graph.critical_path(lambda n: n.span_tokens or n.span_calls or 1e-9))
+        rows = [
+            [
+                put(n.id), put(shown(n.text)), [place[p] for p in n.parents if p in place],
+                put(n.kind), put(n.status), place.get(n.spawned_by or "", -1),
+                place.get(n.becomes or "", -1), put(shown(n.reason or "")), n.attempts,
+                number(n.weight), number(n.logp), n.calls, n.tokens, n.effects,
+                int(n.id in critical),
+            ]
+            for n in graph.nodes
+        ]  # fmt: skip
+        totals = [graph.total_tokens, graph.critical_tokens, graph.sequential_rounds, graph.rounds]
+        out[str(node)] = {"name": entry.address, "rows": rows, "totals": totals}
+    return out
