@@ -15,9 +15,10 @@ rounding into the same token except at near ties: `self_check` reports the round
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,19 +27,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmppl.errors import BadArgument, ContextOverflow, UnsupportedValue, excerpt
-from lmppl.lm import torch_files
-from lmppl.lm.base import Capabilities, LanguageModel, Rows
+from lmppl.errors import BadArgument, ContextOverflow
+from lmppl.lm import torch_files, torch_lora
+from lmppl.lm.base import Capabilities, Rows, Usage
 from lmppl.lm.continuous import advance_queue
 from lmppl.lm.generate import StringState
 from lmppl.lm.prefix import as_key_matrix, key_of
+from lmppl.lm.tokenized import Tokenized
 from lmppl.lm.tokenizer import HFTokenizer
 from lmppl.lm.torch_cache import Block
-from lmppl.lm.torch_check import TEXT, self_check
+from lmppl.lm.torch_check import TEXT, batch_gap, self_check
 from lmppl.lm.torch_draw import Logits
+from lmppl.lm.torch_lora import Adapter
 from lmppl.lm.torch_memory import keep_freed_memory
 from lmppl.lm.torch_native import NativeBlock
-from lmppl.lm.torch_network import Engine, Network
+from lmppl.lm.torch_network import Engine, Network, one_thread
 from lmppl.lm.torch_pages import PAGE
 from lmppl.lm.torch_prefill import Limits, Places, Prefill, Retained, Sink
 from lmppl.lm.torch_room import fitting, free_memory, retained_bytes
@@ -57,7 +60,7 @@ WASTE = 48
 """Padded token positions that cost less than one more pass."""
 
 
-class TorchLM(LanguageModel):
+class TorchLM(Tokenized):
     """A causal LM of transformers as a `LanguageModel`.
 
     Args:
@@ -74,6 +77,7 @@ class TorchLM(LanguageModel):
             rows on the CPU and a quarter of the free memory on a GPU, and half of the free memory
             for running ones. 0 retains nothing.
         engine: how passes run; "auto" takes the fastest way that reproduces the model.
+        adapters: folders of LoRA adapters by name; see `adapter`.
     """
 
     def __init__(
@@ -86,10 +90,15 @@ class TorchLM(LanguageModel):
         threads: int | None = None,
         kv_bytes: int | None = None,
         engine: Engine | Literal["auto"] = "auto",
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         """Wrap a loaded model; see `load` for models by name."""
         self.threads = threads
         self._lock = threading.RLock()
+        self._adapter: Adapter | None = None
+        self._adapters = {n: torch_lora.read(n, Path(f)) for n, f in (adapters or {}).items()}
+        for one in self._adapters.values():
+            torch_lora.install(model, one)
         with self.computing():
             self.network = Network(model, engine)
         self.tokenizer = HFTokenizer(tokenizer, self.network.width, _eos(model))
@@ -115,6 +124,10 @@ class TorchLM(LanguageModel):
         self.limits = Limits(1024 if on_cpu else 16384, scores, WASTE)
         absent = self.tokenizer.missing_ids
         self._absent = torch.tensor(absent, device=self.device) if absent else None
+        with one_thread():
+            self.batch_gap = batch_gap(self, tuple(range(3, 11)))
+        """Largest difference of log-probabilities between a row alone and in a batch of 8."""
+        self._forget_usage()
 
     @classmethod
     def load(
@@ -133,46 +146,38 @@ class TorchLM(LanguageModel):
             device: "cuda", "mps" or "cpu"; None takes the first of these that exists.
             dtype: a torch dtype or its name; None means bfloat16 on CUDA and float32 elsewhere.
             name: what the ledger calls it; None takes the folder's name.
-            options: source, threads, kv_bytes, engine: see the class.
+            options: source, threads, kv_bytes, engine, adapters: see the class.
         """
         folder = Path(path)
         model, tokenizer = torch_files.read(folder, device, dtype)
         return cls(model, tokenizer, name=name or folder.name, **options)
 
-    # -- tokenizer ---------------------------------------------------------------------------
+    def _forget_usage(self) -> None:
+        self.network.usage = self.usage = Usage()
 
-    def encode(self, text: str) -> Ids:
-        """Canonical ids; control tokens typed by a user stay text."""
-        return self.tokenizer.encode(text)
+    def adapter(self, name: str) -> TorchLM:
+        """This model with one of its LoRA adapters: a model of its own over the same weights.
 
-    def spell(self, text: str) -> Ids:
-        """As `encode`, but the tokens must say exactly this text."""
-        ids = self.encode(text)
-        if b"".join(map(self.tokenizer.token_bytes, ids)) != text.encode("utf-8", "surrogatepass"):
-            raise UnsupportedValue(
-                f"no tokens of {self.name!r} spell this text",
-                value=excerpt(text),
-                why="the tokenizer drops or rewrites characters, so another text would be scored",
-                fix=f"score what its tokens say: {excerpt(self.decode(ids))}",
+        It has its own name in the ledger, its own fingerprint and its own retained rows.
+        """
+        if name not in self._adapters:
+            raise BadArgument(
+                f"{self.name!r} has no adapter {name!r}",
+                value=str(sorted(self._adapters)),
+                fix=f'load it with adapters={{"{name}": "folder"}}',
             )
-        return ids
+        new = copy.copy(self)
+        new.network = copy.copy(self.network)
+        new._forget_usage()
+        new._adapter = self._adapters[name]
+        new.name = f"{self.name}+{name}"
+        new.store = RetainedRows(self.store.budget)
+        new.__dict__.pop("_fingerprint", None)
+        return new
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes of a token."""
-        return self.tokenizer.token_bytes(token)
-
-    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> Ids:
-        """The model's own template; see `HFTokenizer.encode_chat` for what it may insert."""
-        return self.tokenizer.encode_chat(messages)
-
-    def chat_preview(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The text that the template makes of these turns, its default system message included."""
-        return self.tokenizer.chat_preview(messages)
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Control tokens."""
-        return self.tokenizer.special_ids
+    def with_adapters(self) -> dict[str, TorchLM]:
+        """The model as "default" and its adapters by their names: what `lm=` of `infer` takes."""
+        return {"default": self, **{name: self.adapter(name) for name in self._adapters}}
 
     @property
     def fingerprint(self) -> str:
@@ -185,7 +190,8 @@ class TorchLM(LanguageModel):
                 part = tensor.detach().flatten()[:64].float().cpu().numpy()
                 seen.update(np.asarray(part, dtype=np.float32).tobytes())
             kind = str(self.dtype).removeprefix("torch.")
-            parts = [self.name, self.source, kind, seen.hexdigest()]
+            adapter = "" if self._adapter is None else self._adapter.digest
+            parts = [self.name, self.source, kind, seen.hexdigest(), adapter]
             self._fingerprint = ":".join(p for p in parts if p)
         return self._fingerprint
 
@@ -322,8 +328,9 @@ class TorchLM(LanguageModel):
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """No gradients, one thread at a time, and this model's number of CPU threads."""
-        with self._lock, torch.inference_mode():
+        """No gradients, this model's adapter and CPU threads, and nobody else meanwhile."""
+        adapter = None if self._adapter is None else self._adapter.name
+        with self._lock, torch.inference_mode(), torch_lora.active(adapter):
             before = torch.get_num_threads()
             if self.threads is None or self.threads == before:
                 yield

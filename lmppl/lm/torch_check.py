@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from lmppl.errors import LmpplError
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.torch_store import RetainedRows
+from lmppl.types import Ids
 
 if TYPE_CHECKING:
     from lmppl.lm.torch import TorchLM
@@ -17,6 +20,25 @@ if TYPE_CHECKING:
 TEXT = "The capital of France is Paris. It"
 BOUND, HALF_BOUND = 1e-3, 0.2
 """Largest difference allowed between two ways of scoring, in float32 and in half precision."""
+
+
+@contextmanager
+def _nothing_retained(lm: TorchLM) -> Iterator[None]:
+    kept, lm.store = lm.store, RetainedRows(0)
+    try:
+        yield
+    finally:
+        lm.store = kept
+
+
+def batch_gap(lm: TorchLM, ids: Ids) -> float:
+    """The largest difference of log-probabilities between a row alone and in a batch of 8."""
+    turned = [ids[n % len(ids) :] + ids[: n % len(ids)] for n in range(8)]
+    with _nothing_retained(lm):
+        alone = lm.open([ids]).log_probs()[0]
+        beside = lm.open(turned).log_probs()[0]
+    finite = np.isfinite(alone)
+    return float(np.abs(alone[finite] - beside[finite]).max())
 
 
 def self_check(lm: TorchLM, text: str = TEXT) -> dict[str, float]:
@@ -30,20 +52,10 @@ def self_check(lm: TorchLM, text: str = TEXT) -> dict[str, float]:
         LmpplError: when the two scorings differ by more than 1e-3 (0.2 in half precision).
     """
     ids = lm.encode(text)
-    kept, lm.store = lm.store, RetainedRows(0)
-    try:
+    with _nothing_retained(lm):
         at_once = lm.score([ids[:1]], [ids[1:]], [None], [1.0])[0]
         stepwise = LanguageModel.score(lm, [ids[:1]], [ids[1:]], [None], [1.0])[0]
-        alone = lm.open([ids]).log_probs()[0]
-        turned = [ids[n:] + ids[:n] for n in range(min(8, len(ids)))]
-        beside = lm.open(turned).log_probs()[0]
-    finally:
-        lm.store = kept
-    finite = np.isfinite(alone)
-    found = {
-        "scoring": float(np.abs(at_once - stepwise).max()),
-        "batch": float(np.abs(alone[finite] - beside[finite]).max()),
-    }
+    found = {"scoring": float(np.abs(at_once - stepwise).max()), "batch": batch_gap(lm, ids)}
     bound = BOUND if lm.dtype == torch.float32 else HALF_BOUND
     if not found["scoring"] <= bound:
         raise LmpplError(
