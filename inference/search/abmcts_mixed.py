@@ -6,8 +6,7 @@ followed, to GEN (refine this node) or into that child. There is no back-up to G
 may bring follows from how the groups differ. The model and its posterior are those of
 `lmppl.inference.search.hierarchical`; there is no Markov chain.
 
-Reference: Inoue et al., Wider or deeper?, 2503.04412 (2025). Their pruning of subtrees with equal
-scores is left out.
+Reference: Inoue et al., Wider or deeper?, 2503.04412 (2025).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 from lmppl.inference.search.allocator import Stats, quantum
 from lmppl.inference.search.hierarchical import Groups, Prior, ScalePosterior
 from lmppl.inference.search.results import Grown, ResultTree
+from lmppl.random import fold
 from lmppl.types import Floats, Key
 
 CACHED = 64
@@ -33,6 +33,8 @@ class ABMCTS_M(ResultTree):  # noqa: N801
         prior: of the mean of all groups, of their spread, and of the spread inside.
         seed: all draws are functions of it.
         virtual: what an outstanding trial counts as: "mean" so far, or a number.
+        choose: how actions are chosen: "thompson", "ucb" or "stack".
+        prune: leave subtrees out whose scores are nearly all equal.
 
     >>> tree = ABMCTS_M(seed=1)
     >>> for _ in range(10):
@@ -50,9 +52,11 @@ class ABMCTS_M(ResultTree):  # noqa: N801
         prior: Prior = Prior(),  # noqa: B008
         seed: int = 0,
         virtual: str | float = "mean",
+        choose: str = "thompson",
+        prune: bool = False,
     ) -> None:
         """A root without children."""
-        super().__init__(actions, seed=seed, virtual=virtual)
+        super().__init__(actions, seed=seed, virtual=virtual, choose=choose, prune=prune)
         self.prior = prior
         self._fits: dict[int, tuple[int, ScalePosterior]] = {}
         """The posterior of a node, with the version of its scores."""
@@ -66,18 +70,25 @@ class ABMCTS_M(ResultTree):  # noqa: N801
         return float(n), mean, spread
 
     def _pick(self, at: int, node: Grown, key: Key) -> int | None:
-        laws = node.laws[: len(node.children)]
+        if node.dirty:
+            self._refresh(node)
+        k = len(node.children)
+        laws = node.laws[:, :k]
         fit = self._fit(at, node, laws)
-        n, mean = np.append(laws[:, 0], 0.0), np.append(laws[:, 1], 0.0)
-        drawn = fit.predict(n, mean, key, np.append(node.ids[: len(laws)], np.uint64(0)))
+        n, mean = np.append(laws[0], 0.0), np.append(laws[1], 0.0)
+        ids = np.array([*node.children, 0], dtype=np.uint64)
+        drawn = fit.predict(n, mean, fold(key, at), ids)
+        may = self._open(node)
+        if may is not None:
+            drawn = np.where([*may, True], drawn, -np.inf)
         best = int(np.argmax(drawn))
-        return None if best == len(laws) else best
+        return None if best == k else best
 
     def _fit(self, at: int, node: Grown, laws: Floats) -> ScalePosterior:
         version, fit = self._fits.get(at, (-1, None))
         if fit is None or version != node.version:
             guessed = np.array([[1.0, q * 2.0**-40, 0.0] for q in node.expected.values()])
-            rows = np.concatenate([laws, guessed.reshape(-1, 3)])
+            rows = np.concatenate([laws.T, guessed.reshape(-1, 3)])
             fit = ScalePosterior(Groups(*rows.T), self.prior)
             if len(self._fits) >= CACHED:
                 self._fits.clear()

@@ -10,7 +10,8 @@ Three promises make an allocator safe to run beside slow models:
   the number of the trial. Telling the same again changes nothing; telling otherwise is an error.
 * **Outstanding trials count.** Until its result is told a trial stands for a *virtual* score (the
   mean so far, or a number), so that a batch spreads instead of repeating itself (Chaslot et al.,
-  Parallel Monte-Carlo tree search, 2008; Ginsbourger et al., "constant liar", 2010).
+  Parallel Monte-Carlo tree search, 2008; Ginsbourger et al., "constant liar", 2010). It is counted
+  when the next trial is decided: asking and telling in turn never pays for it.
 * **The state is plain data.** `state()` is a JSON value; `restore(state)` goes on from there.
 """
 
@@ -97,6 +98,8 @@ class Allocator(ABC):
         """How many trials were asked for."""
         self.pending: dict[int, tuple[int, str, int]] = {}
         """Outstanding trials: node, action, the integer of the virtual score."""
+        self._uncounted: dict[int, None] = {}
+        """Outstanding trials whose virtual score is not in the statistics yet."""
         self.told: dict[int, int] = {}
         """The integer of each score."""
         self.total = Stats()
@@ -107,6 +110,9 @@ class Allocator(ABC):
             raise BadArgument(f"ask(n) needs a positive integer, got {n!r}", fix="write ask(8)")
         trials = []
         for _ in range(n):
+            for id in self._uncounted:
+                self._expect(id, self.pending[id][0], self.pending[id][2], 1)
+            self._uncounted.clear()
             self.asked += 1
             node, action = self._decide(self.asked)
             if self.virtual == "mean":
@@ -114,7 +120,7 @@ class Allocator(ABC):
             else:
                 lie = quantum(self.virtual)
             self.pending[self.asked] = (node, action, lie)
-            self._expect(self.asked, node, lie, 1)
+            self._uncounted[self.asked] = None
             trials.append(Trial(self.asked, node, action, self._state_of(node)))
         return trials
 
@@ -132,7 +138,10 @@ class Allocator(ABC):
                 f"there is no trial {excerpt(id, 40)}", fix="tell the id of a trial that ask gave"
             )
         node, action, lie = self.pending.pop(id)
-        self._expect(id, node, lie, -1)
+        if id in self._uncounted:
+            del self._uncounted[id]
+        else:
+            self._expect(id, node, lie, -1)
         self.told[id] = score
         self.total.add(score)
         self._learn(id, node, action, score)
@@ -159,7 +168,7 @@ class Allocator(ABC):
             self._learn(int(i), node, action, score)
         for i, (node, action, lie) in state["pending"].items():
             self.pending[int(i)] = (node, action, lie)
-            self._expect(int(i), node, lie, 1)
+            self._uncounted[int(i)] = None
 
     # -- for the one that decides --------------------------------------------------------------
 

@@ -39,6 +39,17 @@ def students(key: Key, counters: Keys, df: Floats) -> Floats:
     return t
 
 
+def polar(keys: Keys, start: int, count: int) -> tuple[Floats, Floats]:
+    """log u and cos 2πv at the counters start, …, start + count - 1 of each key [T, count].
+
+    `sqrt(df expm1(-2/df log u)) cos 2πv` is the draw of `student` there, for any df.
+    """
+    counters = np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+    bits = mix_array(keys[:, None] + counters)
+    logs = np.log(((bits >> HIGH) + 0.5) * HALF)
+    return logs, np.cos(TURN * (((bits & np.uint64(LOW)) + 0.5) * HALF))
+
+
 def normals(keys: Keys, counter: int = 0) -> Floats:
     """A standard normal for each key (Box and Muller, 1958), from the counters 2c and 2c + 1."""
     u = uniforms(keys, np.array([2 * counter], dtype=np.uint64))

@@ -29,11 +29,12 @@ from lmppl.inference.base import Engine
 from lmppl.inference.checks import check_call
 from lmppl.inference.particles import Particle
 from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.search.abmcts import ABMCTS_A, BetaPrior
+from lmppl.inference.search.abmcts import ABMCTS_A
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
 from lmppl.inference.search.allocator import Trial
 from lmppl.inference.search.found import found
 from lmppl.inference.search.nodes import check_positive
+from lmppl.inference.search.priors import BetaPrior, Relative
 from lmppl.inference.search.results import ResultTree
 from lmppl.inference.search.wider_deeper import WiderDeeper
 from lmppl.jobs import Env
@@ -46,7 +47,8 @@ from lmppl.types import Key
 
 KINDS: dict[str, Callable[..., ResultTree]] = {
     "nix2": ABMCTS_A,
-    "beta": lambda actions, seed: ABMCTS_A(actions, seed=seed, prior=BetaPrior()),
+    "beta": lambda actions, **more: ABMCTS_A(actions, prior=BetaPrior(), **more),
+    "relative": lambda actions, **more: ABMCTS_A(actions, prior=Relative(), **more),
     "mixed": ABMCTS_M,
     "wider_deeper": WiderDeeper,
 }
@@ -59,11 +61,14 @@ class ABMCTS(Engine):
     Args:
         nodes: how many runs in all.
         batch: how many of them at a time.
-        posterior: "nix2" or "beta" (AB-MCTS-A), "mixed" (AB-MCTS-M), "wider_deeper".
+        posterior: "nix2", "beta" or "relative" (AB-MCTS-A), "mixed" (AB-MCTS-M), "wider_deeper".
         parent: the keyword by which the program takes a parent's result.
         score: a number for a finished trace, in [0, 1] for "beta"; the likelihood when left out.
         actions: what can make a run, by name: a language model (or its name) that takes the place
             of the default one, or a mapping of keyword arguments of the program, such as prompts.
+        choose: how actions are chosen: "thompson", "ucb" or "stack"; see
+            `lmppl.inference.search.results`.
+        prune: leave subtrees out whose scores are nearly all equal.
     """
 
     nodes: int = 32
@@ -72,6 +77,8 @@ class ABMCTS(Engine):
     parent: str = "parent"
     score: Callable[[Trace], float] | None = None
     actions: Mapping[str, Any] | None = None
+    choose: str = "thompson"
+    prune: bool = False
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -81,6 +88,7 @@ class ABMCTS(Engine):
                 f"ABMCTS: posterior must be one of {', '.join(KINDS)}, got {excerpt(self.posterior)}",
                 fix='write posterior="nix2"',
             )
+        self._tree(0)
 
     def target(self, program: Any = None) -> str:
         """What is returned."""
@@ -91,8 +99,7 @@ class ABMCTS(Engine):
 
     def run(self, machine: Machine) -> Jobs:
         """Ask, run, tell."""
-        names = tuple(self.actions or ("",))
-        tree = KINDS[self.posterior](names, seed=fold(machine.key, "abmcts"))
+        tree = self._tree(fold(machine.key, "abmcts"))
         envs: dict[int, Env] = {}
 
         def drawn(p: Particle, m: Message, key: Key) -> Any:
@@ -124,6 +131,12 @@ class ABMCTS(Engine):
             log_evidence=float("nan"),
             allocator=tree,
         )
+
+    def _tree(self, seed: int) -> ResultTree:
+        names = tuple(self.actions or ("",))
+        if self.posterior == "wider_deeper":
+            return WiderDeeper(names, seed=seed)
+        return KINDS[self.posterior](names, seed=seed, choose=self.choose, prune=self.prune)
 
     def _particle(self, machine: Machine, trial: Trial, envs: dict[int, Env]) -> Particle:
         """A run that has not started, from its parent's result, by its action."""

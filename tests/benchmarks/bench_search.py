@@ -19,8 +19,8 @@ import numpy as np
 
 from lmppl import LM, program, sample
 from lmppl.inference import ABMCTS_A, ABMCTS_M, MCTS, AStar, Beam, Found, infer
-from lmppl.inference.search.abmcts import BetaPrior
 from lmppl.inference.search.hierarchical import Groups, Prior, ScalePosterior
+from lmppl.inference.search.priors import BetaPrior
 from lmppl.inference.search.results import ResultTree
 from lmppl.lm.table import TableLM
 
@@ -73,7 +73,7 @@ def bandits() -> None:
         f"{'tree':12} {'nodes':>6} {'batch':>5} {'s':>8} {'µs/node':>8} {'kB/node':>8} {'depth':>5}"
     )
     makers: list[tuple[str, Callable[[], ResultTree], tuple[int, ...]]] = [
-        ("A, NIX2", lambda: ABMCTS_A(), (400, 1600)),
+        ("A, NIX2", lambda: ABMCTS_A(), (400, 1600, 6400)),
         ("A, beta", lambda: ABMCTS_A(prior=BetaPrior()), (400,)),
         ("M", lambda: ABMCTS_M(), (50, 200)),
     ]

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmppl.inference.search.abmcts import ABMCTS_A, BetaPrior
+from lmppl.inference.search.abmcts import ABMCTS_A
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
 from lmppl.inference.search.cluster import kmeans, shares
+from lmppl.inference.search.priors import BetaPrior, Relative
 from lmppl.inference.search.results import ResultTree
 from lmppl.inference.search.submodular import facility_value, submodular_pick, word_similarity
 from lmppl.inference.search.wider_deeper import WiderDeeper
@@ -89,8 +90,15 @@ def test_rewarding_improvement_reaches_it_where_refinement_never_levels_off(task
     assert share_of_better(lambda s: WiderDeeper(seed=s), task, 32, 60) >= 0.85
 
 
-def test_ab_mcts_stays_behind_where_refinement_never_levels_off() -> None:
-    """A negative result: means over subtrees hide that the newest result is the best one."""
+@pytest.mark.parametrize("budget", [16, 32])
+@pytest.mark.parametrize("task", [climbing, sliding, levelling, spoiling])
+def test_priors_in_units_of_the_scores_reach_it_on_every_task(task: Task, budget: int) -> None:
+    """The pair of the specification and ours, on seeds that the priors were not chosen on."""
+    assert share_of_better(lambda s: ABMCTS_A(seed=s, prior=Relative()), task, budget, 60) >= 0.85
+
+
+def test_one_prior_in_fixed_units_stays_behind_where_refinement_never_levels_off() -> None:
+    """A negative result: below the newest result nothing is known, above it a good score is."""
     assert share_of_better(lambda s: ABMCTS_A(seed=s), climbing, 32, 20) < 0.4
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from lmppl.errors import BadArgument
-from lmppl.inference.search.abmcts import ABMCTS_A, NIX2, BetaPrior
+from lmppl.inference.search.abmcts import ABMCTS_A
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
 from lmppl.inference.search.allocator import Stats, quantum
 from lmppl.inference.search.draws import betas, normals, student, students
 from lmppl.inference.search.hierarchical import Groups, Prior, ScalePosterior
+from lmppl.inference.search.priors import NIX2, BetaPrior, Relative
 from lmppl.inference.search.results import ResultTree
 from lmppl.inference.search.wider_deeper import WiderDeeper
 
@@ -24,7 +25,11 @@ Make = Callable[[int], ResultTree]
 MAKERS: dict[str, Make] = {
     "nix2": lambda seed: ABMCTS_A(("a", "b"), seed=seed),
     "beta": lambda seed: ABMCTS_A(("a", "b"), seed=seed, prior=BetaPrior()),
+    "relative": lambda seed: ABMCTS_A(("a", "b"), seed=seed, prior=Relative()),
     "mixed": lambda seed: ABMCTS_M(("a", "b"), seed=seed),
+    "stack": lambda seed: ABMCTS_A(("a", "b"), seed=seed, choose="stack"),
+    "ucb": lambda seed: ABMCTS_A(("a", "b"), seed=seed, choose="ucb", prune=True),
+    "mixed stack": lambda seed: ABMCTS_M(("a", "b"), seed=seed, choose="stack", prune=True),
     "wider_deeper": lambda seed: WiderDeeper(("a", "b"), seed=seed),
 }
 
@@ -70,6 +75,76 @@ def test_the_state_is_plain_data_and_goes_on_exactly(make: Make) -> None:
     asked = [t[:3] for t in tree.ask(20)]
     assert [t[:3] for t in again.ask(20)] == asked
     assert [t[:3] for t in pickled.ask(20)] == asked
+
+
+@pytest.mark.parametrize("choose", ["thompson", "ucb", "stack"])
+def test_the_better_action_is_chosen_more_often(choose: str) -> None:
+    """Action b makes better results: it gets most of the trials, a gets some."""
+    tree, rng = ABMCTS_A(("a", "b"), seed=1, choose=choose), np.random.default_rng(0)
+    for _ in range(20):
+        for trial in tree.ask(4):
+            got = float(rng.uniform(0.5, 1.0) if trial.action == "b" else rng.uniform(0.0, 0.5))
+            tree.tell(trial.id, got, got)
+    assert 0 < tree.arms["a"].n < 0.4 * tree.arms["b"].n
+
+
+def test_bounds_count_what_is_outstanding() -> None:
+    """UCB by hand: two actions tried once each, then the one of the larger bound."""
+    tree = ABMCTS_A(("a", "b"), seed=0, choose="ucb")
+    one, two = tree.ask(2)
+    assert [one.action, two.action] == ["a", "b"]
+    tree.tell(one.id, "x", 0.2)
+    tree.tell(two.id, "y", 0.3)
+    # 0.3 + √2 √(ln 2) is larger; once outstanding, a has 0.2 + √2 √(ln 3) against half of that
+    assert [t.action for t in tree.ask(2)] == ["b", "a"]
+
+
+@pytest.mark.parametrize("make_tree", [ABMCTS_A, ABMCTS_M])
+def test_a_subtree_of_equal_scores_is_not_entered(make_tree: Callable[..., ResultTree]) -> None:
+    """All refinements of a good answer score as it does: without pruning the tree stays there."""
+
+    def below(prune: bool) -> int:
+        tree, rng = make_tree(seed=2, prune=prune), np.random.default_rng(0)
+        for i in range(48):
+            (trial,) = tree.ask()
+            got = 0.8 if trial.node or not i else float(rng.uniform(0.0, 0.4))
+            tree.tell(trial.id, i, got)
+        first = min(tree.nodes[0].children)
+        assert tree.nodes[first].settled is prune
+        return tree.nodes[first].own.n
+
+    assert below(True) == 4 < below(False)
+
+
+def test_the_incremental_sums_are_those_of_the_whole_tree() -> None:
+    """After any history: own, GEN, CONT and every row of laws, computed afresh from the scores."""
+    tree = grow(ABMCTS_A(seed=4), 12, order=3)
+    left = tree.ask(3)
+    tree.tell(left[1].id, "x", 0.5)
+    tree.ask(1)  # counts the outstanding ones
+
+    def subtree(i: int) -> list[int]:
+        return [j for j in tree.told if i in lineage(j)]
+
+    def lineage(j: int) -> list[int]:
+        out = []
+        while j > 0:
+            out.append(j)
+            j = tree.nodes[j].parent
+        return [*out, 0]
+
+    guesses = {i: p for i, p in tree.pending.items() if i not in tree._uncounted}
+    for i, node in tree.nodes.items():
+        scores = [tree.told[j] for j in subtree(i)]
+        scores += [lie for at, _, lie in guesses.values() if i in lineage(at)]
+        assert (node.own.n, node.own.s1) == (len(scores), sum(scores))
+        direct = [tree.told[c] for c in node.children]
+        direct += [lie for at, _, lie in guesses.values() if at == i]
+        assert (node.gen.n, node.gen.s1) == (len(direct), sum(direct))
+        assert node.cont.n == len(scores) - len(direct) - (i > 0)
+        tree._refresh(node)
+        for k, c in enumerate(node.children):
+            assert tuple(node.laws[:, k]) == tree._law(tree.nodes[c].own)
 
 
 def test_telling_twice_and_wrongly(make: Make) -> None:
