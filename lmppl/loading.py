@@ -36,6 +36,8 @@ class Loaded:
     name: str
     sha256: str
     """Of its file, and of the files of the same folder that it imports."""
+    files: tuple[Path, ...] = ()
+    """These files, its own first."""
 
 
 def load_program(spec: str) -> Loaded:
@@ -78,7 +80,7 @@ def load_program(spec: str) -> Loaded:
     digest = hashlib.sha256()
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return Loaded(program, name, digest.hexdigest())
+    return Loaded(program, name, digest.hexdigest(), tuple(files))
 
 
 def _split(spec: str) -> tuple[Path, str | None]:

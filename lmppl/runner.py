@@ -13,7 +13,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import combinations
@@ -52,6 +52,9 @@ class Request:
     driver: str | None = None
     as_json: bool = False
     debug: bool = False
+    ray: str | None = None
+    """Address of a Ray cluster over which the questions are spread."""
+    ray_actors: int | None = None
 
 
 @dataclass
@@ -92,19 +95,29 @@ def run(request: Request) -> Outcome:
             "seed": request.seed,
             "on_error": request.on_error,
         }
-        with open_folder(request) as folder:
+        with open_folder(request) as folder, contextlib.ExitStack() as stack:
             folder.same(identity)
             left = sum(len(pending(task, folder, request.retry_failed)) for task in tasks)
             models: dict[str, Any] = {}
-            if left:
+            execute: Callable[..., None] = run_tasks
+            if left and request.ray is not None:
+                from lmppl.ray_runner import crew
+
+                asked = loaded, sources
+                actors = stack.enter_context(crew(request.ray, request.ray_actors, *asked))
+                execute = actors.run_tasks
+                identity["models"] = actors.fingerprints()
+            elif left:
                 models = load_models(sources)
                 identity["models"] = {name: m.fingerprint for name, m in models.items()}
+            if left:
                 folder.freeze(identity, frozen(request, sources, len(questions)))
             return answer(
                 tasks,
                 folder,
                 left,
                 models,
+                execute=execute,
                 debug=request.debug,
                 seed=request.seed,
                 concurrency=request.concurrency,
@@ -120,13 +133,14 @@ def answer(
     total: int,
     models: Mapping[str, Any],
     *,
+    execute: Callable[..., None] = run_tasks,
     debug: bool = False,
     until: float = math.inf,
     **options: Any,
 ) -> Outcome:
     """Run tasks with a progress bar; a first Ctrl-C ends them in order, a second one at once.
 
-    After `until`, on the monotonic clock, no batch is begun any more.
+    After `until`, on the monotonic clock, no batch is begun any more. `execute` runs them.
     """
     began = time.monotonic()
     interrupted = out_of_time = False
@@ -147,7 +161,7 @@ def answer(
 
         try:
             with interruptible():
-                run_tasks(tasks, folder, lm=dict(models) or None, notify=notify, **options)
+                execute(tasks, folder, lm=dict(models) or None, notify=notify, **options)
         except KeyboardInterrupt:
             interrupted = True
         except _TimeIsUp:

@@ -21,6 +21,7 @@ ROOF = {
     "lmppl/demo.py": "lmppl.demo",
     "lmppl/runner.py": "lmppl.runner",
     "lmppl/chat_api.py": "lmppl.chat_api",
+    "lmppl/ray_runner.py": "lmppl.ray_runner",
     "lmppl/serve.py": "lmppl.serve",
     "lmppl/serve_command.py": "lmppl.serve_command",
 }
