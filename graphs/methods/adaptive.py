@@ -158,7 +158,7 @@ class _Layers:
         for i, task in enumerate(tasks):
             name = f"task{layer}.{i}"
             after = task.after if isinstance(task, Task) else ()
-            reads = [names[n - 1] for n in after if 1 <= n <= len(names)]
+            reads = [names[n - 1] for n in dict.fromkeys(after) if 1 <= n <= len(names)]
             solve = partial(self._solve, task, tuple(t for _, t in reads))
             new.append(
                 Node(
