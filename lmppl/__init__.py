@@ -27,6 +27,7 @@ from lmppl.primitives import (
 )
 from lmppl.program import program
 from lmppl.rewards import Reward
+from lmppl.roles import choose, reward
 from lmppl.strings import LM, power
 from lmppl.text import Text, prompt
 
@@ -47,6 +48,7 @@ __all__ = [
     "call",
     "cached",
     "check",
+    "choose",
     "deterministic",
     "effect",
     "factor",
@@ -61,5 +63,6 @@ __all__ = [
     "power",
     "program",
     "prompt",
+    "reward",
     "sample",
 ]

@@ -6,16 +6,22 @@ Pick `plan` if unsure; `inference_value` shows what the other kinds of inference
 from lmppl.inference.planning.kinds import inference_value
 from lmppl.inference.planning.mdp import CPT, ActionCost, FactoredMDP, Reward, TabularMDP
 from lmppl.inference.planning.planner import NotConverged, Plan, RecedingHorizon, plan
+from lmppl.inference.planning.programs import Decision, Planned, Planning
+from lmppl.inference.planning.steps import compile_step
 
 __all__ = [
     "CPT",
     "ActionCost",
+    "Decision",
     "FactoredMDP",
     "NotConverged",
     "Plan",
+    "Planned",
+    "Planning",
     "RecedingHorizon",
     "Reward",
     "TabularMDP",
+    "compile_step",
     "inference_value",
     "plan",
 ]
