@@ -238,6 +238,9 @@ def test_a_language_model_proposes_under_a_regex() -> None:
 # -- what the check is worth -------------------------------------------------------------------------
 
 
+LEVELS = Uniform(range(200))
+
+
 class Solver:
     """Expressions of k operations: the spec's simulated solver.
 
@@ -252,7 +255,7 @@ class Solver:
         if k == 1:
             return 1.0
         p = 0.97 ** (k**1.6)
-        noise = NormalDist().inv_cdf((sample("noise", Uniform(range(4000))) + 0.5) / 4000)
+        noise = NormalDist().inv_cdf((sample("noise", LEVELS) + 0.5) / 200)
         odds = p / (1 - p) * 2.718281828 ** (0.7 * noise)
         return odds / (1 + odds)
 
