@@ -273,6 +273,22 @@ def show(run_dir: str, as_json: bool) -> int:
     return OK
 
 
+@cli.command()
+@click.argument("path")
+@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="A free one when left out.")
+@click.option("--open/--no-open", "opened", default=True, help="Show it in a browser.")
+@debug_option
+def view(path: str, host: str, port: int, opened: bool) -> int:
+    """Look at a run, a saved posterior or a report in the browser of this machine.
+
+    Reads alone, on a loopback address; pages of other sites are refused.
+    """
+    from lmppl import viewing
+
+    return viewing.view(path, host=host, port=port, opened=opened)
+
+
 def _show(outcome: Outcome, title: str, as_json: bool) -> int:
     """Write the report of a run, unless it was interrupted, and show its summary."""
     from lmppl import runner

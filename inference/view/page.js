@@ -177,7 +177,7 @@ async function start() {
   });
   window.addEventListener("resize", () => later(through));
   summary(); costs(); update();
-  document.body.dataset.ready = "yes";
+  document.body.dataset.ready = String(Math.round(performance.now()));
 }
 
 function turn(by) {

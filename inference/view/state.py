@@ -58,7 +58,7 @@ def run_state(
     steps = _steps(posterior, forest, kept, leaves)
     table, of_particle = _answers(posterior, put)
     book = posterior.ledger
-    state = {
+    state: dict[str, Any] = {
         "version": VERSION,
         "package": __version__,
         "title": title,
