@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One thread for each BLAS call: two that fight for the cores make small products far slower.
 THREADS := OMP_NUM_THREADS=1
+# Test files run side by side, each worker on one thread.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-all test-servers test-ray lint format types public-names bench peers docs clean
 .DEFAULT_GOAL := help
@@ -47,10 +49,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(THREADS) $(BIN)/python -m pytest -m "not slow"
+	$(THREADS) $(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: lint
-	$(THREADS) $(BIN)/python -m pytest
+	$(THREADS) $(BIN)/python -m pytest $(WORKERS)
 
 public-names: $(STAMP)
 	$(BIN)/python tests/test_public_names.py --write

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lmppl.jobs import Batch, Env, Generate, Score, Shared, run_lm_jobs
+from lmppl.batches import run_lm_jobs
+from lmppl.jobs import Batch, Env, Generate, Score, Shared
 from lmppl.ledger import Ledger
 
 

@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from lmppl.batches import run_now
 from lmppl.errors import BadArgument, LmpplError, excerpt
 from lmppl.inference.particles import Particle
-from lmppl.jobs import Batch, Effect, Env, Generate, Score, run_now
+from lmppl.jobs import Batch, Effect, Env, Generate, Score
 from lmppl.ledger import Ledger
 from lmppl.lm.load import load
 from lmppl.trace import Entry, Trace, entries

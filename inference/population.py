@@ -99,8 +99,7 @@ class Machine(Growing, Answers):
         self.began = time.perf_counter()
         self.stop: Stop = "end"
         self.limit: int | None = None
-        self.draws: Callable[[Any, Message, Key], Any] = self._draw
-        """How a sample site is answered; an engine that lists values replaces it."""
+        self.draws = self._draw
         self.ignore_weights = False
         """Whether observations and factors count nothing (sampling from the prior)."""
 
@@ -219,7 +218,11 @@ class Machine(Growing, Answers):
                     halved = p.half
                     if halved < 0:
                         halved = p.half = half(p.key)
-                    step = self.draws(p, message, fold_half(halved, message.address))
+                    key = fold_half(halved, message.address)
+                    if self.usual and message.proposal is None:
+                        step = message.dist.draw(key, self.env)
+                    else:
+                        step = self.draws(p, message, key)
                     if type(step) is Generate:
                         s.job = step
                         step.owner = (p, s)

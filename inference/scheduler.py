@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from lmppl import context
+from lmppl.batches import run_lm_jobs
 from lmppl.errors import Deadlock, Suspended
 from lmppl.inference.population import Jobs
 from lmppl.inference.site_costs import charge_sites
-from lmppl.jobs import Effect, Generate, Job, Score, run_lm_jobs
+from lmppl.jobs import Effect, Generate, Job, Score
 from lmppl.outside import EffectRunner
 from lmppl.random import Chance
 

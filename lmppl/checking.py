@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.batches import run_lm_jobs
 from lmppl.context import local
 from lmppl.distributions import fingerprint_of
 from lmppl.eager import EagerContext
 from lmppl.errors import LmpplError, ReplayDivergence
 from lmppl.frames import Frame, driver, is_async
-from lmppl.jobs import Effect, run_lm_jobs
+from lmppl.jobs import Effect
 from lmppl.lm.load import as_models
 from lmppl.messages import Message
 from lmppl.program import check_program
@@ -168,7 +169,7 @@ def _answer(answers: EagerContext, strand: Strand, message: Message, key: int) -
     entry = answers.head
     if entry is None:
         raise LmpplError(f"site {message.address!r} left no record")
-    entry.fingerprint = fingerprint
+    entry = entry._replace(fingerprint=fingerprint)
     strand.head = entry
     return entry
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lmppl.batches import run_now
 from lmppl.errors import (
     BadArgument,
     NotADistribution,
@@ -28,7 +29,7 @@ from lmppl.errors import (
     excerpt,
     items_of,
 )
-from lmppl.jobs import Batch, Draw, Env, Generate, Score, Step, run_now
+from lmppl.jobs import Batch, Draw, Env, Generate, Score, Step
 from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
 from lmppl.random import GumbelMax, draw, fold, hash_text

@@ -10,11 +10,12 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from lmppl import context
+from lmppl.batches import run_now
 from lmppl.context import Context, check_awaited, local
 from lmppl.distributions import score_or_zero
 from lmppl.errors import LmpplWarning
 from lmppl.frames import EagerFrame, is_async, run_coroutine
-from lmppl.jobs import Env, run_now
+from lmppl.jobs import Env
 from lmppl.ledger import Ledger
 from lmppl.messages import Message
 from lmppl.outside import run_here

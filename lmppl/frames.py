@@ -26,7 +26,7 @@ from lmppl.errors import BadArgument, BadProgram, LmpplWarning, WrongContext
 from lmppl.lines import caller, user_line
 from lmppl.messages import Message
 from lmppl.strands import FrameContext, Strand
-from lmppl.torch_modes import Held, Modes, leave, modes
+from lmppl.torch_modes import DEFAULT, LOADED, Held, Modes, leave, modes
 from lmppl.trace import Entry, tape
 
 
@@ -166,16 +166,18 @@ class GreenletFrame(Frame):
 
     def resume(self, entry: Entry | None) -> Message | None:
         """Switch in, come back with a message or the end."""
-        hub = self._getcurrent()
-        if self._greenlet.parent is not hub:
-            self._greenlet.parent = hub
-        before, outer = local.active, self._enter()
+        hub, glet = self._getcurrent(), self._greenlet
+        if glet.parent is not hub:
+            glet.parent = hub
+        outer = self._enter() if "torch" in LOADED else DEFAULT
+        before = local.active
         local.active = self.context
         try:
             message: Message | None = self._switch(entry)  # None at the end: that of `_run`
         finally:
             local.active = before
-            self._held = leave(outer)
+            if "torch" in LOADED:  # perhaps only since
+                self._held = leave(outer)
         return message
 
     def suspend(self, message: Message) -> Entry:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
+from lmppl.batches import run_now
 from lmppl.distributions import Distribution
 from lmppl.enumerator import LawBroken, Measure, enumerate_exact, outcomes
 from lmppl.errors import excerpt
-from lmppl.jobs import Env, run_now
+from lmppl.jobs import Env
 from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.load import as_models

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.batches import run_now
 from lmppl.choice import Choice
 from lmppl.distributions import after, fingerprint_of
 from lmppl.errors import BadArgument, LmpplError, excerpt
-from lmppl.jobs import Batch, Env, Score, Step, run_now
+from lmppl.jobs import Batch, Env, Score, Step
 from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
 from lmppl.random import fold, hash_text

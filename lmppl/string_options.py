@@ -6,9 +6,11 @@ import math
 from functools import lru_cache
 from typing import Any, Literal
 
+from lmppl.constraints import compiled
 from lmppl.errors import BadArgument, excerpt, items_of
+from lmppl.grammars import Grammar
 from lmppl.jobs import Draw
-from lmppl.lm.base import LanguageModel, TokenLaw
+from lmppl.lm.base import LanguageModel, TokenLaw, require
 from lmppl.lm.generate import Limit, StringLaw, StringState, text_of
 from lmppl.lm.wave import is_whole
 from lmppl.random import hash_text
@@ -20,16 +22,19 @@ Target = Literal["model", "proposal"]
 class StringOptions:
     """Checked arguments of a string distribution, shared by all equal calls."""
 
-    __slots__ = ("end", "fingerprint", "finishers", "law", "regex", "target")
+    __slots__ = ("end", "fingerprint", "finishers", "grammar", "law", "marks", "target")
 
-    def __init__(self, law: StringLaw, regex: str | None, target: Target, end: bool) -> None:
+    def __init__(self, law: StringLaw, grammar: Grammar | None, target: Target, end: bool) -> None:
         self.law = law
-        self.regex = regex
+        self.grammar = grammar
         self.target = target
         self.end = end
         self.finishers: dict[int, Finisher] = {}
-        shown = (law.max_tokens, law.stop, law.limit, law.token, law.power, regex, target, end)
-        self.fingerprint = hash_text(repr(shown))
+        self.marks: dict[str, int] = {}
+        """Fingerprints of the distribution by its prompt: particles often share one."""
+        shown = (law.max_tokens, law.stop, law.limit, law.token, law.power, grammar, target, end)
+        more = () if (law.potential, law.sampler) == (None, None) else (law.potential, law.sampler)
+        self.fingerprint = hash_text(repr(shown + more))
 
 
 _new = tuple.__new__
@@ -66,7 +71,7 @@ class Finisher:
         """Whether its strings can be drawn without a state of their own."""
         self.stop = options.law.stop
         self.restricted = options.law.token.truncates and options.target == "model"
-        self.constrained = options.regex is not None
+        self.constrained = options.grammar is not None
         self.scheme = hash_text(f"{lm.vocabulary_id}\0{self.stop!r}")
 
     def finish(self, state: StringState) -> Draw:
@@ -82,6 +87,43 @@ class Finisher:
         return _new(Draw, (text, logw + logq, logq, self.restricted))
 
 
+def bound_law(lm: LanguageModel, kind: str, options: StringOptions) -> StringLaw:
+    """The law with its grammar compiled, and its potential started, for a model."""
+    law, grammar = options.law, options.grammar
+    constraint = None
+    if grammar is not None:
+        fix = "use another model, or check the text in a factor"
+        require(lm, "masks", f"{kind}({grammar.kind}=...)", fix)
+        constraint = compiled(lm, grammar, law.stop)
+    if law.potential is None and law.sampler is None:
+        return law._replace(constraint=constraint)
+    from lmppl.token_potentials.operators import as_potential
+    from lmppl.token_potentials.texts import MatchState
+    from lmppl.token_potentials.operators import ProductState
+
+    fix = "use a model that runs in this process, or a factor on the finished text"
+    require(lm, "full_rows", f"{kind}(potential=...)", fix)
+    states = [] if law.potential is None else [as_potential(law.potential).start(lm, law.stop)]
+    if constraint is not None:
+        states.insert(0, MatchState(lm, constraint.start()))
+    start = states[0] if len(states) == 1 else ProductState(lm, tuple(states))
+    return law._replace(constraint=constraint, potential=start)
+
+
+def check_weighting(potential: Any, sampler: Any) -> None:
+    """Refuse what is no potential, or no sampler."""
+    from lmppl.token_potentials.operators import as_potential
+    from lmppl.token_potentials.samplers import Sampler
+
+    if potential is not None:
+        as_potential(potential)
+    if not (sampler is None or (isinstance(sampler, Sampler) and not isinstance(sampler, type))):
+        raise BadArgument(
+            f"sampler must be a sampler of tokens, got {sampler!r}",
+            fix="write sampler=AWRS() or sampler=TopK(50), of lmppl.token_potentials",
+        )
+
+
 def as_stops(stop: Any) -> str | tuple[str, ...] | None:
     """The terminators as they are given, hashable."""
     if stop is None or isinstance(stop, str):
@@ -89,16 +131,26 @@ def as_stops(stop: Any) -> str | tuple[str, ...] | None:
     return tuple(items_of(stop, "stop must be text or a list of texts", 'write stop="\\n"'))
 
 
+_seen: tuple[Any, ...] = (None,) * 6
+_found: Any = None
+"""The last arguments and their options: particles come to a site one after the other."""
+
+
 def string_options(*arguments: Any) -> StringOptions:
     """Check the arguments of `LM` and `Chat`; equal ones share the result."""
+    global _seen, _found
+    if arguments == _seen and arguments[1] is _seen[1] and arguments[5] is _seen[5]:
+        return _found  # type: ignore[no-any-return]  # (an integer is not True, though equal)
     try:
-        return _checked(*arguments)
+        options = _checked(*arguments)
     except TypeError:
         raise BadArgument(
             "a sampling setting is of the wrong type",
             value=excerpt(arguments),
             fix='write LM(prompt, stop="\\n", max_tokens=64, temperature=0.7, top_p=0.95, regex=r"...")',
         ) from None
+    _seen, _found = arguments, options
+    return options
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -110,11 +162,13 @@ def _checked(
     top_p: float,
     top_k: int,
     mixture: float,
-    regex: str | None,
+    grammar: Grammar | None,
     target: Target,
     end: bool,
     target_temperature: float,
     power: float,
+    potential: Any = None,
+    sampler: Any = None,
 ) -> StringOptions:
     stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if any(not isinstance(s, str) or not s for s in stops):
@@ -151,9 +205,11 @@ def _checked(
             f"mixture must be in [0, 1], got {mixture!r}",
             fix="write mixture=0.1: a tenth of the draws come from the model itself",
         )
-    if not (regex is None or isinstance(regex, str)):
+    if target == "proposal" and not (potential is None and sampler is None):
         raise BadArgument(
-            f"regex must be text, got {type(regex).__name__}", fix='write regex=r"[0-9]+"'
+            'a potential or a sampler belongs to target="model"',
+            why='with target="proposal" the law is what is drawn, and weights would be lost',
+            fix='leave target="model"',
         )
     if limit not in ("prefix", "eos", "kill"):
         raise BadArgument(
@@ -165,7 +221,7 @@ def _checked(
             f'target must be "model" or "proposal", got {target!r}',
             fix='write target="model": sampling settings are then only a proposal',
         )
-    if target == "proposal" and limit == "eos" and (top_p < 1 or top_k or mixture or regex):
+    if target == "proposal" and limit == "eos" and (top_p < 1 or top_k or mixture or grammar):
         raise BadArgument(
             'limit="eos" with target="proposal" takes a temperature only',
             why="the mass of the end under a truncated, mixed or masked law is not known",
@@ -176,5 +232,7 @@ def _checked(
     token = TokenLaw(
         float(temperature), float(top_p), top_k, float(mixture), float(target_temperature)
     )
-    law = StringLaw(max_tokens, stops, limit, token, None, float(power), target == "proposal")
-    return StringOptions(law, regex, target, end)
+    if potential is not None or sampler is not None:
+        check_weighting(potential, sampler)
+    law = StringLaw(max_tokens, stops, limit, token, None, float(power), target == "proposal", potential, sampler)
+    return StringOptions(law, grammar, target, end)

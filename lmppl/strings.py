@@ -15,12 +15,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from lmppl.constraints import Constraint
 from lmppl.distributions import Distribution
 from lmppl.errors import (
     BadArgument,
@@ -32,21 +28,22 @@ from lmppl.errors import (
 )
 from lmppl.jobs import Draw, Env, Generate, Score, Step
 from lmppl.lm.base import LanguageModel, require
-from lmppl.lm.endings import canonical_endings, own_endings
-from lmppl.lm.generate import Limit, StringLaw, StringState, end_ids
-from lmppl.lm.table import token_law
+from lmppl.grammars import Grammar, grammar_of
+from lmppl.lm.endings import canonical_endings, own_endings, weighed
+from lmppl.lm.generate import Limit, StringLaw
+from lmppl.lm.listing import every_string
 from lmppl.random import MASK, MUL1, hash_text
-from lmppl.string_options import Finisher, StringOptions, Target, as_stops, string_options
+from lmppl.string_options import (
+    Finisher, StringOptions, Target, as_stops, bound_law, string_options,
+)
 from lmppl.text import Text
 from lmppl.types import Floats, Ids, Key
 from lmppl.weights import NEG_INF, log_sum_exp
 
+_make = object.__new__
 MAX_SUPPORT = 1_000_000
-
-
-@lru_cache(maxsize=256)
-def _constraint(lm: LanguageModel, regex: str, stop: tuple[str, ...]) -> Constraint:
-    return Constraint(lm, regex, stop)
+MARKS = 4096
+"""Fingerprints of prompts that are kept."""
 
 
 class StringDistribution(Distribution):
@@ -116,33 +113,32 @@ class StringDistribution(Distribution):
 
     def _altered(self, law: StringLaw) -> StringOptions:
         o = self._options
-        return StringOptions(law, o.regex, o.target, o.end)
+        return StringOptions(law, o.grammar, o.target, o.end)
 
     def law(self, lm: LanguageModel) -> StringLaw:
         """The law, with its constraint compiled for a model."""
         o = self._options
-        if o.regex is None:
+        if o.grammar is None and o.law.potential is None and o.law.sampler is None:
             return o.law
-        require(
-            lm,
-            "masks",
-            f"{self.kind}(regex=...)",
-            "use another model, or check the text in a factor",
-        )
-        return o.law._replace(constraint=_constraint(lm, o.regex, o.law.stop))
+        return bound_law(lm, self.kind, o)
 
     def draw(self, key: Key, env: Env) -> Step[Draw]:
         """Ask for one string."""
-        lm = env.model(self._lm)
+        lm: Any = self._lm
+        if lm is None:
+            lm = env.models.get("default")
         finisher = self._options.finishers.get(id(lm))
         if finisher is None or finisher.lm is not lm:
+            lm = env.model(self._lm)
             finisher = self._drawn(lm)
         context = self.context(lm)
         if len(context) > finisher.room:
             if finisher.unweightable and env.weighted:
                 raise UnweightableProposal(self.kind, lm.name, finisher.unweightable)
             self._fits(lm, context, finisher.law.max_tokens)
-        return Generate(finisher, context, key)
+        job = _make(Generate)  # its constructor, written out
+        job.maker, job.context, job.key = finisher, context, key
+        return job
 
     def _drawn(self, lm: LanguageModel) -> Finisher:
         finishers = self._options.finishers
@@ -185,18 +181,25 @@ class StringDistribution(Distribution):
         else:
             found = canonical_endings(lm, law, value, self._options.end)
         context = self.context(lm)
-        n = len(found)
-        self._fits(lm, context, max(len(e.ids) for e in found))
+        weights = weighed(lm, law, found)
+        if not weights:
+            return NEG_INF
+        n = len(weights)
+        self._fits(lm, context, max(len(e.ids) for e, _ in weights))
 
         def scored(rows: list[Floats]) -> float:
             logps = [float(row.sum()) for row in rows]
+            if law.potential is not None:
+                return log_sum_exp(
+                    [law.power * x + phi for x, (_, phi) in zip(logps, weights, strict=True)]
+                )
             return law.power * (logps[0] if n == 1 else log_sum_exp(logps))
 
         return Score(
             lm,
             [context] * n,
-            [e.ids for e in found],
-            [e.ends for e in found],
+            [e.ids for e, _ in weights],
+            [e.ends for e, _ in weights],
             [temperature] * n,
             scored,
         )
@@ -221,30 +224,7 @@ class StringDistribution(Distribution):
                 fix="use Choice, another engine, or a TableLM",
             )
         require(lm, "full_rows", "enumeration", "use Choice, or another engine")
-        law = self.law(lm)
-        live = [StringState(law, self.context(lm), 0)]
-        done: list[StringState] = []
-        while live:
-            rows = lm.open([s.context + tuple(s.ids) for s in live])
-            log_model = rows.log_probs()
-            rows.close()
-            grown: list[StringState] = []
-            for s, row in zip(live, log_model, strict=True):
-                mask = None if s.automaton is None else s.automaton.mask[None, :]
-                logp, logq = token_law(row[None, :], law.token, mask)
-                local = (logq if law.target_is_proposal else logp)[0]
-                allowed = local > NEG_INF if mask is None else (local > NEG_INF) & mask[0]
-                for token in np.flatnonzero(allowed).tolist():
-                    child = s.fork(0)
-                    x = float(local[token])
-                    child.extend(lm, token, x, x if law.target_is_proposal else 0.0)
-                    if child.awaits_end:
-                        child.finish_length(_end_mass(lm, child))
-                    if child.logw > NEG_INF:
-                        (grown if child.finish is None else done).append(child)
-            if len(done) + len(grown) > MAX_SUPPORT:
-                raise NotFinite(f"more than {MAX_SUPPORT:,} strings", fix="lower max_tokens")
-            live = grown
+        done = every_string(lm, self.law(lm), self.context(lm), MAX_SUPPORT)
         drawn = self._drawn(lm).finish
         return [(drawn(s).value, s.logw + s.logq) for s in done]
 
@@ -252,13 +232,6 @@ class StringDistribution(Distribution):
     def fingerprint(self) -> int:
         """Of context and options."""
         return (self._context_hash * MUL1 ^ self._options.fingerprint) & MASK
-
-
-def _end_mass(lm: LanguageModel, s: StringState) -> float:
-    rows = lm.open([s.context + tuple(s.ids)])
-    mass = float(rows.log_mass([end_ids(lm, s.law.stop)], [s.law.target_temperature])[0])
-    rows.close()
-    return mass
 
 
 def named(
@@ -286,6 +259,11 @@ class LM(StringDistribution):
         mixture: ε; draw from (1 - ε) proposal + ε model, so that nothing is out of reach.
         regex: the string must match this expression (Rust's syntax); the weight is the product
             of the allowed masses.
+        json_schema: or be JSON of this schema (a dict, its text, a pydantic class);
+        grammar: or belong to this grammar (Lark);
+        choices: or be one of these texts.
+        potential: what multiplies the model's law: a `TokenPotential`, or a function of the text.
+        sampler: how tokens are drawn under it: `AWRS()`, `TopK(k)`; exactly, when left out.
         target: "model", or "proposal" to make what is drawn the target too.
         end: whether scoring a text includes the event that it ends.
         lm: the model or its name; the run's default when left out.
@@ -309,7 +287,12 @@ class LM(StringDistribution):
         top_p: float = 1.0,
         top_k: int = 0,
         mixture: float = 0.0,
-        regex: str | None = None,
+        regex: str | Grammar | None = None,
+        json_schema: Any = None,
+        grammar: str | Grammar | None = None,
+        choices: Sequence[str] | None = None,
+        potential: Any = None,
+        sampler: Any = None,
         target: Target = "model",
         end: bool = True,
         lm: LanguageModel | str | None = None,
@@ -324,13 +307,15 @@ class LM(StringDistribution):
         self.prompt = prompt
         self._lm = lm
         self._options = string_options(
-            as_stops(stop),
-            max_tokens, limit, temperature, top_p, top_k, mixture, regex, target, end, 1.0, 1.0,
+            stop if stop is None or type(stop) is str else as_stops(stop),
+            max_tokens, limit, temperature, top_p, top_k, mixture,
+            grammar_of(regex, json_schema, grammar, choices), target, end, 1.0, 1.0, potential, sampler,
         )  # fmt: skip
 
     def context(self, lm: LanguageModel) -> Ids:
         """The prompt's ids."""
-        return lm.context(self.prompt)
+        found = lm._contexts.get(self.prompt)
+        return lm.context(self.prompt) if found is None else found
 
     def _with(self, options: StringOptions) -> LM:
         new = LM(self.prompt, lm=self._lm)
@@ -352,7 +337,14 @@ class LM(StringDistribution):
     @property
     def fingerprint(self) -> int:
         """Of prompt and options."""
-        return (hash_text(self.prompt) * MUL1 ^ self._options.fingerprint) & MASK
+        options, prompt = self._options, self.prompt
+        found = options.marks.get(prompt)
+        if found is None:
+            found = (hash_text(prompt) * MUL1 ^ options.fingerprint) & MASK
+            if len(options.marks) >= MARKS:
+                options.marks.clear()
+            options.marks[prompt] = found
+        return found
 
     def __repr__(self) -> str:
         return f"LM({excerpt(str(self.prompt), 40)})"

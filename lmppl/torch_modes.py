@@ -16,6 +16,10 @@ DEVICES = ("cpu", "cuda")
 """Where autocast is looked at."""
 
 
+LOADED = sys.modules
+"""Without torch in it there is nothing to keep apart."""
+
+
 class Modes(NamedTuple):
     """What torch does in this thread just now."""
 

@@ -8,7 +8,7 @@ inner entries in `inside`, so that replay skips them while the trace still lists
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmppl.weights import total
 
@@ -16,50 +16,38 @@ RANDOM = ("sample", "observe", "factor")
 """Operations that carry weight."""
 
 
-class Entry:
-    """One recorded site.
+class Entry(NamedTuple):
+    """One recorded site; two entries are equal only if they are the same one.
 
     The weight of a run is Σ `logw`: log p - log q for a sample, log p for an observation, the
     number itself for a factor, 0 for everything else.
     """
 
-    __slots__ = (
-        "address",
-        "fingerprint",
-        "inside",
-        "logp",
-        "logq",
-        "logw",
-        "note",
-        "op",
-        "prev",
-        "value",
-    )
+    prev: Entry | None
+    """The one before."""
+    op: str
+    address: str
+    value: Any
+    logp: float = 0.0
+    logq: float = 0.0
+    logw: float = 0.0
+    fingerprint: int = 0
+    """Of what the program asked: the same on replay."""
+    inside: Any = None
+    """The newest of the entries that it stands for."""
+    note: Any = None
 
-    def __init__(
-        self,
-        prev: Entry | None,
-        op: str,
-        address: str,
-        value: Any,
-        logp: float = 0.0,
-        logq: float = 0.0,
-        logw: float = 0.0,
-        fingerprint: int = 0,
-        inside: Any = None,
-        note: Any = None,
-    ) -> None:
-        """Append to `prev`."""
-        self.prev = prev
-        self.op = op
-        self.address = address
-        self.value = value
-        self.logp = logp
-        self.logq = logq
-        self.logw = logw
-        self.fingerprint = fingerprint
-        self.inside = inside
-        self.note = note
+    def __eq__(self, other: object) -> bool:
+        """Identity: a tuple would compare the whole tape."""
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        """Identity."""
+        return self is not other
+
+    def __hash__(self) -> int:
+        """Of the object."""
+        return object.__hash__(self)
 
     def __repr__(self) -> str:
         return f"{self.op} {self.address} = {self.value!r:.60} (log p {self.logp:.4g})"

@@ -119,8 +119,8 @@ def run_step(step: tuple[Any, Any, int, str], carry: Any, value: Any = None) -> 
 
 def support(law: Any) -> list[tuple[Any, float]]:
     """Every value with its log-probability."""
+    from lmppl.batches import run_now
     from lmppl.distributions import _plain_env
-    from lmppl.jobs import run_now
     from lmppl.ledger import Ledger
 
     pairs: list[tuple[Any, float]] = run_now(

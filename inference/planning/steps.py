@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.batches import run_now
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, BadProgram, excerpt
 from lmppl.inference.planning.mdp import CPT, ActionCost, FactoredMDP, Reward
 from lmppl.inference.planning.tables import Array, find, labels
-from lmppl.jobs import run_now
 from lmppl.lm.load import as_models
 from lmppl.messages import Message
 from lmppl.roles import Controlled, Utility

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from lmppl.lm.base import LanguageModel
+from lmppl.lm.base import Drawn, LanguageModel
 from lmppl.lm.block import FIRST, watched
 from lmppl.lm.generate import StringLaw, StringState, completes_stop
 from lmppl.random import Chance, fold_array
-from lmppl.types import Bools, Floats, Ids, Ints
+from lmppl.types import Bools, Ids, Ints
 from lmppl.weights import NEG_INF
 
 
@@ -33,7 +33,7 @@ class Wave(NamedTuple):
     """Batched passes of the model."""
 
 
-Made: TypeAlias = Callable[[list[int], list[float], float, float, str], Any]
+Made: TypeAlias = Callable[[list[int], list[float], float, float, str | None], Any]
 """Makes a draw of (ids, log p of each, log-weight, log q, why it ended)."""
 
 SHARED = 4
@@ -42,7 +42,7 @@ SHARED = 4
 
 def is_whole(law: StringLaw) -> bool:
     """Whether strings of a law need no state: nothing runs beside their tokens."""
-    return law.constraint is None and law.limit != "eos"
+    return law.constraint is None and law.potential is None and law.limit != "eos"
 
 
 def draw_whole(
@@ -65,59 +65,20 @@ def draw_whole(
     """
     if lm.draws_strings:
         return _drawn_elsewhere(lm, law, contexts, keys, chance, made)
-    n, most = len(contexts), law.max_tokens
     rows = lm.open(contexts)
-    noise = np.array(keys, dtype=np.uint64)
-    place: Ints | None = None
-    """Of each row that is left, its string; None while all are."""
-    laws = [law.token] * n
-    ends = watched(lm, law.stop)
-    tokens = np.empty((n, min(most, FIRST)), dtype=np.int64)
-    logps = np.empty(tokens.shape)
-    logw, logq = np.zeros(n), np.zeros(n)
-    lengths = np.full(n, most)
-    why = ["length"] * n
-    if law.limit == "kill":
-        why = ["dead"] * n
-    for step in range(most):
-        drawn = rows.draw(fold_array(noise, step), laws, None, chance)
-        new, logp, logq_new = drawn
-        if law.target_is_proposal:
-            logp = logq_new
-        if step == tokens.shape[1]:
-            tokens = np.concatenate([tokens, np.empty_like(tokens)], axis=1)
-            logps = np.concatenate([logps, np.empty_like(logps)], axis=1)
-        at: Any = slice(None) if place is None else place
-        tokens[at, step], logps[at, step] = new, logp
-        dead = (new < 0) | (logp == NEG_INF)
-        with np.errstate(invalid="ignore"):  # of dead rows, which weigh nothing
-            logw[at] += law.power * logp - logq_new
-            logq[at] += logq_new
-        look: Bools = ends[new] | dead
-        if step + 1 == most:
-            asked = np.flatnonzero(look)
-            _close(lm, law, asked.tolist(), new, dead, tokens, step, place, lengths, why)
-            break
-        if look.any():
-            asked = np.flatnonzero(look)
-            gone = _close(lm, law, asked.tolist(), new, dead, tokens, step, place, lengths, why)
-            if gone:
-                keep = np.ones(len(new), dtype=bool)
-                keep[gone] = False
-                left = np.flatnonzero(keep)
-                if not len(left):
-                    break
-                rows.select(left)
-                new, noise = new[left], noise[left]
-                place = left if place is None else place[left]
-                laws = laws[: len(left)]
-        rows.push(new)
+    noise, laws = np.array(keys, dtype=np.uint64), [law.token] * len(contexts)
+    record = _Record(lm, law, len(contexts))
+    while True:
+        drawn = rows.draw(fold_array(noise, record.steps), laws, None, chance)
+        left, last = record.take(drawn), drawn.tokens
+        if left is not None:
+            if not len(left):
+                break
+            rows.select(left)
+            noise, laws, last = noise[left], laws[: len(left)], last[left]
+        rows.push(last)
     rows.close()
-    for i, reason in enumerate(why):
-        if reason == "dead":
-            logw[i] = NEG_INF
-    results = _results(tokens, logps, logw, logq, lengths, why, made)
-    return Wave(results, lengths.tolist(), step + 1)
+    return Wave(record.results(made), record.lengths.tolist(), record.steps)
 
 
 def _drawn_elsewhere(
@@ -135,70 +96,87 @@ def _drawn_elsewhere(
     return Wave(results, [len(s.ids) for s in states], passes)
 
 
-def _close(
-    lm: LanguageModel,
-    law: StringLaw,
-    asked: Sequence[int],
-    new: Ints,
-    dead: Bools,
-    tokens: Ints,
-    step: int,
-    place: Ints | None,
-    lengths: Ints,
-    why: list[str],
-) -> list[int]:
-    """Of the rows that may have ended with their newest token, those that have."""
-    gone = []
-    for row in asked:
-        i = row if place is None else int(place[row])
-        if dead[row]:
-            why[i], lengths[i] = "dead", step
-        elif int(new[row]) in lm.eos_ids:
-            why[i], lengths[i] = "eos", step + 1
-        elif law.stop and completes_stop(lm, tokens[i, : step + 1].tolist(), law.stop):
-            why[i], lengths[i] = "stop", step + 1
+class _Record:
+    """What has been drawn, by string; `place` says which string a row of the batch is."""
+
+    def __init__(self, lm: LanguageModel, law: StringLaw, n: int) -> None:
+        self.lm, self.law = lm, law
+        self.steps = 0
+        self.lengths = np.full(n, law.max_tokens)
+        self._ends = watched(lm, law.stop)
+        self._place: Ints = np.arange(n)
+        self._tokens = np.empty((n, min(law.max_tokens, FIRST)), dtype=np.int64)
+        self._logps = np.empty(self._tokens.shape)
+        self._logw, self._logq = np.zeros(n), np.zeros(n)
+        self._why = ["dead" if law.limit == "kill" else "length"] * n
+
+    def take(self, drawn: Drawn) -> Ints | None:
+        """Append a token to every row; returns the rows that go on (None: all)."""
+        law, at, step = self.law, self._place, self.steps
+        new, logp, logq = drawn
+        if law.target_is_proposal:
+            logp = logq
+        if step == self._tokens.shape[1]:
+            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)], axis=1)
+            self._logps = np.concatenate([self._logps, np.empty_like(self._logps)], axis=1)
+        self._tokens[at, step], self._logps[at, step] = new, logp
+        dead: Bools = (new < 0) | (logp == NEG_INF)
+        with np.errstate(invalid="ignore"):  # of dead rows, whose weight is set at the end
+            self._logw[at] += law.power * logp - logq
+            self._logq[at] += logq
+        self.steps = step + 1
+        asked = np.flatnonzero(self._ends[new] | dead)
+        gone = [row for row in asked.tolist() if self._ended(row, int(new[row]), bool(dead[row]))]
+        if self.steps == law.max_tokens:
+            return np.empty(0, dtype=np.int64)
+        if not gone:
+            return None
+        left = np.delete(np.arange(len(new)), gone)
+        self._place = at[left]
+        return left
+
+    def _ended(self, row: int, token: int, dead: bool) -> bool:
+        """Whether the newest token of a row, which may end its string, does."""
+        i = int(self._place[row])
+        if dead:
+            self._why[i], self.lengths[i] = "dead", self.steps - 1
+            return True
+        if token in self.lm.eos_ids:
+            self._why[i] = "eos"
+        elif self.law.stop and completes_stop(
+            self.lm, self._tokens[i, : self.steps].tolist(), self.law.stop
+        ):
+            self._why[i] = "stop"
         else:
-            continue
-        gone.append(row)
-    return gone
+            return False
+        self.lengths[i] = self.steps
+        return True
 
-
-def _results(
-    tokens: Ints,
-    logps: Floats,
-    logw: Floats,
-    logq: Floats,
-    lengths: Ints,
-    why: Sequence[str],
-    made: Made,
-) -> list[Any]:
-    width = int(lengths.max(initial=0))
-    rows: list[list[int]] = tokens[:, :width].tolist()
-    terms: list[list[float]] = logps[:, :width].tolist()
-    weights, chances = logw.tolist(), logq.tolist()
-    if width == 1 and "dead" not in why:
-        # labels and letters: one object for each, and no list is cut
-        seen: dict[tuple[int, float, float], Any] = {}
+    def results(self, made: Made) -> list[Any]:
+        """A draw of each string; short ones that are equal in all respects share theirs."""
+        why = self._why
+        if "dead" in why:
+            self._logw[[i for i, reason in enumerate(why) if reason == "dead"]] = NEG_INF
+        width = int(self.lengths.max(initial=0))
+        rows: list[list[int]] = self._tokens[:, :width].tolist()
+        terms: list[list[float]] = self._logps[:, :width].tolist()
+        known: dict[Any, Any] = {}
         out = []
-        for (token,), (logp,), w, q, reason in zip(rows, terms, weights, chances, why, strict=True):
-            found = seen.get((token, logp, q))
+        key: Any
+        for ids, logps, w, q, n, reason in zip(
+            rows, terms, self._logw.tolist(), self._logq.tolist(), self.lengths.tolist(), why,
+            strict=True,
+        ):  # fmt: skip
+            if n == 1 == width:
+                key = (ids[0], logps[0], w, q)
+            else:
+                del ids[n:], logps[n:]
+                if n > SHARED:
+                    out.append(made(ids, logps, w, q, reason))
+                    continue
+                key = (*ids, *logps, w, q, reason)
+            found = known.get(key)
             if found is None:
-                found = seen[token, logp, q] = made([token], [logp], w, q, reason)
+                found = known[key] = made(ids, logps, w, q, reason)
             out.append(found)
         return out
-    known: dict[tuple[tuple[int, ...], tuple[float, ...], float], Any] = {}
-    out = []
-    for ids, parts, w, q, n, reason in zip(
-        rows, terms, weights, chances, lengths.tolist(), why, strict=True
-    ):
-        if n < width:
-            del ids[n:], parts[n:]
-        if n > SHARED or reason == "dead":
-            out.append(made(ids, parts, w, q, reason))
-            continue
-        key = (tuple(ids), tuple(parts), q)
-        found = known.get(key)
-        if found is None:
-            found = known[key] = made(ids, parts, w, q, reason)
-        out.append(found)
-    return out

@@ -25,10 +25,11 @@ from lmppl import (
     program,
     sample,
 )
+from lmppl.batches import run_now
 from lmppl.distributions import Distribution
 from lmppl.errors import BadArgument
 from lmppl.inference import Enumerate, Importance
-from lmppl.jobs import Draw, Env, run_now
+from lmppl.jobs import Draw, Env
 from lmppl.ledger import Ledger
 from lmppl.testing import (
     LawBroken,

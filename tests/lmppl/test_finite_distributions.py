@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from lmppl import LM, Bernoulli, Categorical, Choice, Delta, Mixture, Uniform
+from lmppl.batches import run_now
 from lmppl.distributions import Distribution, as_distribution, fingerprint_of
 from lmppl.errors import BadArgument, NotADistribution, NotFinite
-from lmppl.jobs import Draw, Env, run_now
+from lmppl.jobs import Draw, Env
 from lmppl.ledger import Ledger
 from lmppl.lm.table import TableLM
 from lmppl.random import fold

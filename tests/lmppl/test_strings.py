@@ -15,6 +15,7 @@ import pytest
 
 from lmppl import LM, Chat, Choice, Mixture, Text, Uniform, observe, power, program, sample
 from lmppl import handlers as H
+from lmppl.batches import run_now
 from lmppl.distributions import Distribution
 from lmppl.errors import (
     BadArgument,
@@ -26,7 +27,7 @@ from lmppl.errors import (
     UnsupportedValue,
 )
 from lmppl.inference import SMC, Enumerate, Importance, infer
-from lmppl.jobs import Draw, Env, run_now
+from lmppl.jobs import Draw, Env
 from lmppl.ledger import Ledger
 from lmppl.lm.base import Capabilities
 from lmppl.lm.table import TableLM
