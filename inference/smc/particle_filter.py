@@ -22,7 +22,6 @@ Chopin and Papaspiliopoulos (2020); guides as twists, Whiteley and Lee (2014).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,7 +36,7 @@ from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import History, population_posterior
 from lmppl.inference.smc.resampling import Scheme, scheme
 from lmppl.inference.smc.temper import Temper
-from lmppl.random import fold
+from lmppl.random import fold, fold_array, hash_text
 from lmppl.types import Floats, Ints, Key
 from lmppl.weights import ess, log_mean_exp, normalize
 
@@ -218,18 +217,41 @@ def offspring(
     A child of a has log-weight lw_a - v_a + logmeanexp(v): multiplied by the guide, all are equal,
     and the sum over the population is kept in expectation.
     """
-    level = log_mean_exp(v)
+    with np.errstate(invalid="ignore"):
+        shift = lw - v + log_mean_exp(v) - lw
+    shift[~np.isfinite(shift)] = 0.0
+    wanted = ancestors.tolist()
     born: dict[int, int] = {}
-    children = []
-    for slot, a in enumerate(ancestors.tolist()):
+    numbers = []
+    for a in wanted:
         j = born.get(a, 0)
+        numbers.append(j)
         born[a] = j + 1
-        parent = population[a]
-        child = machine.fork(parent, fold(parent.key, "offspring", step, j), slot, frames=j == 0)
-        shift = lw[a] - v[a] + level - lw[a]
-        child.logw = parent.logw + (shift if math.isfinite(shift) else 0.0)
-        children.append(child)
+    keys = np.array([p.key for p in population], dtype=np.uint64)
+    keys = fold_array(fold_array(keys, hash_text("offspring")), step)[ancestors]
+    keys = fold_array(keys, np.array(numbers, dtype=np.uint64))
+    # later children first: the first one is its parent, which changes
+    children = list(population)
+    for last in (False, True):
+        for slot, (a, j, key) in enumerate(zip(wanted, numbers, keys.tolist(), strict=True)):
+            if last is (j == 0):
+                children[slot] = (
+                    _heir(machine, population[a], key, slot)
+                    if last
+                    else machine.fork(population[a], key, slot, frames=False)
+                )
+    for child, more in zip(children, shift[ancestors].tolist(), strict=True):
+        child.logw += more
     for a, parent in enumerate(population):
         if a not in born:
             parent.strand.kill()
     return children
+
+
+def _heir(machine: Machine, parent: Particle, key: Key, slot: int) -> Particle:
+    """The first child, with the live frames: the parent itself, where nothing in it has a key."""
+    s = parent.strand
+    if s.job is not None or s.branches is not None or s.nested is not None:
+        return machine.fork(parent, key, slot, frames=True)
+    parent.key, parent.half, parent.index, parent.retries = key, -1, slot, 0
+    return parent
