@@ -11,6 +11,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lmppl import LM, Uniform, factor, program, sample
@@ -118,9 +119,7 @@ def main() -> None:
         ("the same, resampled 99 times", weighted, True),
     ):
         smc = SMC(particles=n, always=always)
-        run = median_seconds(
-            lambda body=body, smc=smc: infer(body, 50, engine=smc, lm=FREE, seed=0), 3
-        )  # type: ignore[misc]
+        run = median_seconds(partial(infer, body, 50, engine=smc, lm=FREE, seed=0), 3)
         rows.append((name, run, "s", "≤ 1.5"))
     rows.append(
         ("memory per particle, 1,000 tokens", memory_per_particle(200, 1000) / 1e3, "kB", "≤ 50")
