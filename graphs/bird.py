@@ -11,9 +11,9 @@ logistic, η the sum above, so that
     P(label l | x) = σ((t_{l+1} - η) / s) - σ((t_l - η) / s)             t: logits between two levels
 
 θ has a Gaussian prior, whose mean is +1.1, -1.1 or 0 where a value is said to speak for O1, for O2
-or for neither (0.75, 0.25, 0.5 as in the paper). It is fitted by Newton's method (the log-posterior
-is concave), s by its profile; the posterior of θ is Laplace's. An answer averages over what the
-context leaves open:
+or for neither (0.75, 0.25, 0.5 as in the paper). It is fitted by Newton's method (the log-posterior is
+concave), s by Laplace's evidence; the posterior of θ is Laplace's too. An answer averages over
+what the context leaves open:
 
     P(O1 | C) = Σ_x Π_j P(x_j | C)  E_θ[σ(Σ_j θ_j[x_j])]
 
@@ -240,7 +240,8 @@ def fit(
 
     def profile(log_s: float) -> tuple[float, Floats, Floats]:
         value, theta, hessian = _newton(x, law, start, precision, math.exp(log_s))
-        return value - 0.5 * (log_s + 0.5) ** 2, theta, hessian
+        evidence = value - 0.5 * float(np.linalg.slogdet(hessian)[1])  # Laplace's, up to a constant
+        return evidence - 0.5 * (log_s + 0.5) ** 2, theta, hessian
 
     low, high = math.log(0.05), math.log(4.0)
     golden = (math.sqrt(5.0) - 1.0) / 2.0

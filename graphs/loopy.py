@@ -45,7 +45,7 @@ class Loopy:
     """From each table, by its place among the factors of the graph, to each of its variables."""
 
 
-def loopy(
+def propagate(
     graph: FactorGraph, *, iterations: int = 200, damping: float = 0.0, tolerance: float = 1e-12
 ) -> Loopy:
     """Pass messages until they stop changing.
@@ -57,14 +57,14 @@ def loopy(
         tolerance: the largest change of a message at which it has converged.
 
     >>> graph = FactorGraph.of({"a": (0, 1), "b": (0, 1)}, lambda a, b: float(a == b), ("a", "b"))
-    >>> found = loopy(graph)
+    >>> found = propagate(graph)
     >>> round(found.log_z, 4), found.tree
     (2.0064, True)
     """
     if not 0.0 <= damping < 1.0 or iterations < 1:
         raise BadArgument(
-            f"loopy needs iterations ≥ 1 and 0 ≤ damping < 1, got {iterations} and {damping}",
-            fix="write loopy(graph, iterations=200, damping=0.5)",
+            f"propagate needs iterations ≥ 1 and 0 ≤ damping < 1, got {iterations} and {damping}",
+            fix="write propagate(graph, iterations=200, damping=0.5)",
         )
     sizes = graph.sizes
     tables = graph.factors

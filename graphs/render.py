@@ -167,8 +167,8 @@ def _edge(graph: Any, layout: Layout, u: Any, v: Any, widths: Any) -> str:
     bends = layout.bends.get((u, v), [])
     start, end = (x0, y0 + _half(graph.nodes[u])), (x1, y1 - _half(graph.nodes[v]) - 2)
     if not bends and abs(x1 - x0) > 1:  # leave and enter where the straight line does
-        start = (x0 + _lean(x1 - x0, widths[u]), start[1] - 2)
-        end = (x1 - _lean(x1 - x0, widths[v]), end[1] + 1)
+        start = (x0 + _lean(x1 - x0, _across(graph, u, widths)), start[1] - 2)
+        end = (x1 - _lean(x1 - x0, _across(graph, v, widths)), end[1] + 1)
     points = [start, *bends, end]
     path = f"M{start[0]:.1f} {start[1]:.1f}"
     for (ax, ay), (bx, by) in zip(points, points[1:], strict=False):
@@ -181,6 +181,11 @@ def _edge(graph: Any, layout: Layout, u: Any, v: Any, widths: Any) -> str:
         f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.5"{dash} '
         f'marker-end="url(#lmppl-arrow)"><title>{escape(tip)}</title></path>'
     )
+
+
+def _across(graph: Any, node: Any, widths: Any) -> float:
+    """The width of a shape, without its label."""
+    return 18.0 if _kind(graph.nodes[node]) == "factor" else float(widths[node])
 
 
 def _lean(dx: float, width: float) -> float:

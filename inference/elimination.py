@@ -30,7 +30,7 @@ import numpy as np
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument
 from lmppl.graphs.elimination import MOST_ENTRIES, CliqueTree, TooWide
-from lmppl.graphs.loopy import Loopy, guided_draw, loopy
+from lmppl.graphs.loopy import Loopy, guided_draw, propagate
 from lmppl.graphs.rescoring import run_effect
 from lmppl.graphs.scopes import RESULT, Program, identity
 from lmppl.graphs.tables import ABSENT, Tables, tables_from
@@ -111,7 +111,7 @@ class Elimination(Engine):
         try:
             tree = CliqueTree(tables.graph, most=self.most)
         except TooWide:
-            guide = loopy(tables.graph, damping=0.3)
+            guide = propagate(tables.graph, damping=0.3)
         traces: list[Trace] = []
         weights: list[float] = []
         known: dict[tuple[int, ...], tuple[Trace, float]] = {}

@@ -18,7 +18,7 @@ from lmppl.graphs.elimination import (
     most_probable,
 )
 from lmppl.graphs.factors import Factor, FactorGraph, normalized
-from lmppl.graphs.loopy import loopy
+from lmppl.graphs.loopy import propagate
 from lmppl.random import GumbelMax
 from lmppl.testing import outcomes
 from lmppl.types import Floats
@@ -108,7 +108,7 @@ def test_messages_are_exact_on_trees(seed: int) -> None:
         table[rng.random(table.shape) < 0.1] = -np.inf
         factors.append(Factor((f"x{j}", f"x{i}"), table))
     graph = FactorGraph(domains, tuple(factors))
-    found, tree = loopy(graph), CliqueTree(graph)
+    found, tree = propagate(graph), CliqueTree(graph)
     assert found.tree
     if tree.log_z == -math.inf:
         return
@@ -128,7 +128,7 @@ def ring(n: int, pull: float) -> FactorGraph:
 
 def test_messages_on_a_loop_are_near_and_say_that_it_is_one() -> None:
     graph = ring(6, 0.6)
-    found, tree = loopy(graph, damping=0.2), CliqueTree(graph)
+    found, tree = propagate(graph, damping=0.2), CliqueTree(graph)
     assert found.converged and not found.tree
     assert abs(found.log_z - tree.log_z) < 0.02
     for v in graph.domains:
@@ -207,4 +207,4 @@ def test_bad_tables_are_refused() -> None:
     with pytest.raises(BadArgument, match="no value"):
         graph.index("a", 7)
     with pytest.raises(BadArgument, match="damping"):
-        loopy(graph, damping=1.0)
+        propagate(graph, damping=1.0)

@@ -117,3 +117,13 @@ def test_layout_of_random_graphs(seed: int) -> None:
             right = max(found.at[i][0] + widths[i] / 2 for i in inside)
             for i in set(range(n)) - set(inside):
                 assert not left < found.at[i][0] < right
+
+
+def test_the_picture_of_the_page_is_what_its_program_gives(root: Path) -> None:
+    """docs/images/word_problem.svg is made by the first block of the page."""
+    page = (root / "docs" / "graphs_of_programs.md").read_text("utf-8")
+    block = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(block, "graphs_of_programs.md", "exec"), names)
+    shown = (root / "docs" / "images" / "word_problem.svg").read_text("utf-8")
+    assert render_svg(names["graph"]) == shown, "render it again into docs/images"
