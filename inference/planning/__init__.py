@@ -4,14 +4,16 @@ Pick `plan` if unsure; `inference_value` shows what the other kinds of inference
 """
 
 from lmppl.inference.planning.kinds import inference_value
-from lmppl.inference.planning.mdp import CPT, ActionCost, FactoredMDP, Reward, TabularMDP
+from lmppl.inference.planning.mdp import CPT, ActionCost, Allowed, FactoredMDP, Reward, TabularMDP
 from lmppl.inference.planning.planner import NotConverged, Plan, RecedingHorizon, plan
 from lmppl.inference.planning.programs import Decision, Planned, Planning
+from lmppl.inference.planning.rddl import from_rddl
 from lmppl.inference.planning.steps import compile_step
 
 __all__ = [
     "CPT",
     "ActionCost",
+    "Allowed",
     "Decision",
     "FactoredMDP",
     "NotConverged",
@@ -22,6 +24,7 @@ __all__ = [
     "Reward",
     "TabularMDP",
     "compile_step",
+    "from_rddl",
     "inference_value",
     "plan",
 ]

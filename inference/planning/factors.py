@@ -62,7 +62,10 @@ class Factors:
 
 def factors_of(mdp: FactoredMDP, horizon: int, state: Mapping[str, Any] | None = None) -> Factors:
     """Place every reward: on one variable, in a transition's factor, or in a factor of its own."""
+    from lmppl.inference.planning.regroup import with_end
+
     check_horizon(horizon)
+    mdp = with_end(mdp)
     names = list(mdp.states)
     a = len(mdp.actions)
     sizes = tuple(len(v) for v in mdp.states.values())
@@ -94,6 +97,7 @@ def factors_of(mdp: FactoredMDP, horizon: int, state: Mapping[str, Any] | None =
         moved = np.transpose(r.table, (*order, len(scope)))
         shape = [sizes[i] if i in scope else 1 for i in parents[home]]
         locals_[home] += moved.reshape(*shape, moved.shape[-1])
+    penalties(mdp, horizon, names, parents, tables, locals_, sizes)
     counts = np.ones(horizon + 1)
     if mdp.timing == "state_action":
         counts[-1] = 0.0
@@ -109,6 +113,28 @@ def factors_of(mdp: FactoredMDP, horizon: int, state: Mapping[str, Any] | None =
         counts,
         tuple(np.eye(s)[c] for s, c in zip(sizes, codes, strict=True)),
     )
+
+
+def penalties(
+    mdp: FactoredMDP, horizon: int, names: list[str], parents: list[tuple[int, ...]],
+    tables: list[Array | None], locals_: list[Array], sizes: tuple[int, ...],
+) -> None:  # fmt: skip
+    """Masks of states as costs that exceed all that a plan can gain."""
+    if not mdp.masks:
+        return
+    if mdp.timing != "state_action":
+        raise BadArgument(
+            f"masks of states with timing={mdp.timing!r} have no factored form here",
+            why="a penalty of state and action counts where a reward of them does",
+            fix='use method="dp", or timing="state_action"',
+        )
+    gain = [np.ptp(r.cost if isinstance(r, ActionCost) else r.table) for r in mdp.rewards]
+    price = 1.0 + horizon * float(sum(gain))
+    for m in mdp.masks:
+        scope = tuple(names.index(n) for n in m.scope)
+        parents.append(scope)
+        tables.append(None)
+        locals_.append(np.where(m.table, 0.0, -price))
 
 
 def padded(problem: Factors) -> dict[str, Array]:

@@ -19,7 +19,7 @@ Reference: Lázaro-Gredilla, Ku, Murphy and George, What type of inference is pl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -208,6 +208,14 @@ class ActionCost:
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """Which actions may be taken where: [scope…, A] of true and false."""
+
+    scope: Sequence[str]
+    table: Any
+
+
+@dataclass(frozen=True)
 class FactoredMDP:
     """A Markov decision process over several variables, P(x' | x, a) = Π_e P_e(x'_e | x_pa(e), a).
 
@@ -219,6 +227,11 @@ class FactoredMDP:
         timing: see the module's table.
         allowed: [A]; which actions may be taken.
         initial: variable -> label; the first value of each by default.
+        masks: `Allowed`; a table obeys them exactly, the factored methods by a penalty that no
+            plan can earn back.
+        terminal: partial assignments, `{"at": "goal"}`; the run ends in a state that fits one.
+        one_hot: groups of flags of which at most one is on; each becomes one variable, since
+            positions coded by flags defeat every factored method.
 
     >>> light = FactoredMDP({"on": 2}, ["wait", "press"],
     ...     {"on": CPT(["on"], [[[1, 0], [0, 1]], [[0, 1], [1, 0]]])}, [Reward(["on"], [0, 1])])
@@ -233,6 +246,11 @@ class FactoredMDP:
     timing: str = "state_action"
     allowed: Any = True
     initial: Mapping[str, Any] = field(default_factory=dict)
+    masks: Sequence[Allowed] = ()
+    terminal: Sequence[Any] = ()
+    one_hot: Sequence[Sequence[str]] = ()
+    joined: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Variables that were made of others, and of which."""
 
     def __post_init__(self) -> None:
         """Check every table against the variables that it names."""
@@ -267,7 +285,7 @@ class FactoredMDP:
             table = numbers(f"reward of {', '.join(r.scope)}", r.table)
             if table.shape == dims:
                 table = table[..., None]
-            elif self.timing != "state_action":
+            elif table.shape != (*dims, 1) and self.timing != "state_action":
                 raise BadArgument(
                     f"timing={self.timing!r} takes rewards of states alone, got {table.shape}",
                     fix='write the part of the action as ActionCost, or timing="state_action"',
@@ -282,7 +300,45 @@ class FactoredMDP:
         if not mask.any():
             raise BadArgument("no action is allowed", fix="allow at least one")
         put(self, "allowed", mask)
+        masks = []
+        for m in self.masks:
+            dims = self._dims("mask", m.scope)
+            table = spread("mask", np.asarray(m.table, bool), (*dims, a), "[scope…, A]")
+            masks.append(Allowed(tuple(m.scope), table))
+        put(self, "masks", tuple(masks))
+        put(self, "terminal", tuple(self._where(t) for t in self.terminal))
+        put(self, "joined", dict(self.joined))
         put(self, "initial", self.full(self.initial))
+        if self.one_hot:
+            from lmppl.inference.planning.regroup import one_hot
+
+            made = one_hot(replace(self, one_hot=()), self.one_hot)
+            for name in self.__dataclass_fields__:
+                put(self, name, getattr(made, name))
+
+    def merge(self, variables: Sequence[str], name: str | None = None) -> FactoredMDP:
+        """The same problem with one variable of several, whose labels are tuples."""
+        from lmppl.inference.planning.regroup import merged
+
+        return merged(self, {name or "+".join(variables): tuple(variables)})
+
+    def _where(self, given: Any) -> Reward:
+        """A partial assignment as a table of zeros and ones."""
+        if isinstance(given, Reward):
+            dims = self._dims("terminal", given.scope)
+            table = np.asarray(given.table, float)
+            return Reward(
+                tuple(given.scope), spread("terminal", table.reshape(*dims, 1), (*dims, 1), "")
+            )
+        if not isinstance(given, Mapping):
+            raise BadArgument(
+                f"terminal needs partial assignments, got {type(given).__name__}",
+                fix='write terminal=[{"at": "goal"}]',
+            )
+        dims = self._dims("terminal", tuple(given))
+        table = np.zeros((*dims, 1))
+        table[tuple(find(f"value of {k!r}", v, self.states[k]) for k, v in given.items())] = 1.0
+        return Reward(tuple(given), table)
 
     def _dims(self, where: str, scope: Sequence[str]) -> tuple[int, ...]:
         for name in scope:
@@ -290,7 +346,15 @@ class FactoredMDP:
         return tuple(len(self.states[name]) for name in scope)
 
     def full(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """An assignment with the first value where none is given."""
+        """An assignment with the first value where none is given; members of groups are joined."""
+        state = dict(state)
+        for name, members in self.joined.items():
+            if name not in state and any(m in state for m in members):
+                base = self.initial[name] if name in self.initial else self.states[name][0]
+                parts = dict(zip(members, base, strict=True))
+                state[name] = tuple(state.get(m, v) for m, v in parts.items())
+            for m in members:
+                state.pop(m, None)
         for name in state:
             find("variable", name, tuple(self.states))
         return {
@@ -333,13 +397,22 @@ class FactoredMDP:
             else:
                 reward = reward + r.table[tuple(codes[:, names.index(p)] for p in r.scope)]
         values = list(self.states.values())
+        mask = np.broadcast_to(self.allowed, (len(codes), a)).copy()
+        for m in self.masks:
+            mask &= m.table[tuple(codes[:, names.index(p)] for p in m.scope)]
+        over = np.zeros(len(codes), bool)
+        for t in self.terminal:
+            over |= t.table[..., 0][tuple(codes[:, names.index(p)] for p in t.scope)] > 0
+        mask[over] = True
+        joint = [tuple(v[c] for v, c in zip(values, row, strict=True)) for row in codes]
         return TabularMDP(
-            [tuple(v[c] for v, c in zip(values, row, strict=True)) for row in codes],
+            joint,
             self.actions,
             table,
             reward if self.timing == "state_action" else reward[:, 0],
             action_cost=cost,
             timing=self.timing,
-            allowed=self.allowed,
+            allowed=mask,
+            terminal=[x for x, end in zip(joint, over, strict=True) if end],
             initial=tuple(self.initial.values()),
         )
