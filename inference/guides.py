@@ -76,7 +76,7 @@ def optimal_guide(
             known[key] = best(table.below(trace))
         if known[key] == NEG_INF:
             return NEG_INF
-        half = [math.fsum(s.logps) * s.law.power for s in trace.partial.values()]
+        half = [s.logw + s.logq for s in trace.partial.values()]
         return known[key] - trace.log_joint - math.fsum(half)
 
     return Guide(

@@ -129,7 +129,12 @@ def drawn_law(dist: Distribution, proposal: Distribution | None) -> Distribution
         return None
     law, token = source._options.law, source._options.law.token
     flat = token.top_p < 1 or token.top_k or token.mixture
-    if flat or source._options.regex is not None or law.limit == "eos":
+    if (
+        flat
+        or source._options.grammar is not None
+        or law.potential is not None
+        or law.limit == "eos"
+    ):
         return None
     if law.power == 1.0 and (
         law.target_is_proposal or token.temperature == token.target_temperature

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from lmppl.errors import BadArgument, excerpt, items_of
+from lmppl.grammars import Grammar, grammar_of
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import Limit
 from lmppl.random import fold
@@ -42,7 +43,12 @@ class Chat(StringDistribution):
         top_p: float = 1.0,
         top_k: int = 0,
         mixture: float = 0.0,
-        regex: str | None = None,
+        regex: str | Grammar | None = None,
+        json_schema: Any = None,
+        grammar: str | Grammar | None = None,
+        choices: Sequence[str] | None = None,
+        potential: Any = None,
+        sampler: Any = None,
         target: Target = "model",
         end: bool = True,
         lm: LanguageModel | str | None = None,
@@ -52,7 +58,8 @@ class Chat(StringDistribution):
         self._lm = lm
         self._options = string_options(
             as_stops(stop),
-            max_tokens, limit, temperature, top_p, top_k, mixture, regex, target, end, 1.0, 1.0,
+            max_tokens, limit, temperature, top_p, top_k, mixture,
+            grammar_of(regex, json_schema, grammar, choices), target, end, 1.0, 1.0, potential, sampler,
         )  # fmt: skip
 
     def context(self, lm: LanguageModel) -> Ids:

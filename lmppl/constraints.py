@@ -1,4 +1,4 @@
-"""Regular languages over tokens: which ids may come next, by llguidance.
+"""Languages over tokens: which ids may come next, by llguidance.
 
 A constraint is an automaton over *bytes*; `ConstraintState` is one of its states, immutable, so
 that a particle forks by copying a reference. States are shared by all particles of a run: one
@@ -12,15 +12,15 @@ bytes with another id, are handled as bytes.
 
 from __future__ import annotations
 
-import json
-import re
 import threading
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from lmppl.errors import ConstraintError, excerpt
+from lmppl.grammars import Grammar
 from lmppl.lm.base import LanguageModel
 from lmppl.types import Bools
 
@@ -68,52 +68,35 @@ def vocabulary_of(lm: LanguageModel) -> _Vocabulary:
         return found
 
 
-def _grammar(pattern: str) -> str:
-    """llguidance's grammar of an expression, every tokenisation of a match allowed."""
-    from llguidance import LLMatcher
-
-    found = json.loads(LLMatcher.grammar_from_regex(pattern))
-    for one in found["grammars"]:
-        one["lark_grammar"] = f'%llguidance {{"no_forcing": true}}\n{one["lark_grammar"]}'
-    return json.dumps(found)
-
-
 class Constraint:
-    """The strings of a regular expression, followed by one of `stop` when it is given.
+    """The texts of a grammar, followed by one of `stop` when it is given.
 
     Args:
         lm: the model whose tokens are meant.
-        regex: in the syntax of Rust's regex crate, matched against the whole string.
+        grammar: a `Grammar`, or a regular expression in the syntax of Rust's regex crate; it is
+            matched against the whole string.
         stop: literal terminators; without them the string ends by an end-of-text token, or as
             soon as no longer string matches.
 
     Raises:
-        ConstraintError: the expression is not valid.
+        ConstraintError: the grammar is not valid.
     """
 
-    def __init__(self, lm: LanguageModel, regex: str, stop: tuple[str, ...] = ()) -> None:
-        """Compile the expression."""
+    def __init__(
+        self, lm: LanguageModel, grammar: Grammar | str, stop: tuple[str, ...] = ()
+    ) -> None:
+        """Compile the grammar."""
         from llguidance import LLMatcher
 
         self.lm = lm
-        self.regex = regex
+        found = Grammar.regex(grammar) if isinstance(grammar, str) else grammar
+        self.grammar = found
         self.vocabulary = vocabulary_of(lm)
-        whole = regex
-        if stop:
-            ends = "|".join(re.escape(s).replace("\\\n", "\n") for s in stop)
-            whole = f"(?:{regex})(?:{ends})"
         # alone first: "a)|(b" would become valid, and another language, inside the brackets
-        for pattern in dict.fromkeys((regex, whole)):
-            matcher = LLMatcher(self.vocabulary.tokenizer, _grammar(pattern))
+        for ends in dict.fromkeys(((), stop)):
+            matcher = LLMatcher(self.vocabulary.tokenizer, found.compiled(ends))
             if matcher.is_error():
-                lines = str(matcher.get_error()).strip().splitlines() or ["no reason given"]
-                reasons = [line for line in lines if line.startswith("error: ")] or lines
-                raise ConstraintError(
-                    "this regex is not valid",
-                    value=excerpt(regex),
-                    why=reasons[0].removeprefix("error: ")[:200],
-                    fix="use the syntax of Rust's regex crate: no look-around, no back-references",
-                )
+                raise _invalid(found, str(matcher.get_error()))
         self._states: dict[bytes, ConstraintState] = {}
         self._start = ConstraintState(self, matcher, b"")
 
@@ -121,21 +104,40 @@ class Constraint:
         """The state before any token."""
         return self._start
 
-    def _after(self, state: ConstraintState, token: int) -> ConstraintState:
+    def _after(self, state: ConstraintState, token: int) -> ConstraintState | None:
         word = self.lm.token_bytes(token)
         seen = state.consumed + word
         found = self._states.get(seen)
         if found is None:
+            if not word or state.matcher.validate_tokens([token]) != 1:
+                return None
             matcher = state.matcher.deep_copy()
-            if not word or not matcher.consume_token(token):
-                raise ConstraintError(
-                    f"token {token} ({word!r}) does not continue the constraint",
-                    value=excerpt(state.consumed),
-                )
+            matcher.consume_token(token)
             if len(self._states) >= KEEP_STATES:
                 self._states.clear()
             found = self._states[seen] = ConstraintState(self, matcher, seen)
         return found
+
+
+@lru_cache(maxsize=256)
+def compiled(lm: LanguageModel, grammar: Grammar, stop: tuple[str, ...] = ()) -> Constraint:
+    """The constraint of a grammar, made once per model."""
+    return Constraint(lm, grammar, stop)
+
+
+def _invalid(grammar: Grammar, reported: str) -> ConstraintError:
+    lines = reported.strip().splitlines() or ["no reason given"]
+    reasons = [line for line in lines if line.startswith("error: ")] or lines
+    fixes = {
+        "regex": "use the syntax of Rust's regex crate: no look-around, no back-references",
+        "grammar": "use llguidance's dialect of Lark: a rule `start`, terminals in capitals",
+    }
+    return ConstraintError(
+        f"this {grammar.kind} is not valid",
+        value=excerpt(grammar.source),
+        why=reasons[0].removeprefix("error: ")[:200],
+        fix=fixes.get(grammar.kind, "simplify the schema: some keywords are not supported"),
+    )
 
 
 class ConstraintState:
@@ -156,7 +158,25 @@ class ConstraintState:
 
     def advance(self, token: int) -> ConstraintState:
         """The state after an allowed token."""
+        found = self.constraint._after(self, token)
+        if found is None:
+            raise ConstraintError(
+                f"token {token} ({self.constraint.lm.token_bytes(token)!r}) does not continue the "
+                "constraint",
+                value=excerpt(self.consumed),
+            )
+        return found
+
+    def after(self, token: int) -> ConstraintState | None:
+        """The state after a token; None where the token is not allowed."""
+        if self._mask is not None and not self._mask[token]:
+            return None
         return self.constraint._after(self, token)
+
+    @property
+    def masked(self) -> bool:
+        """Whether its mask has been computed."""
+        return self._mask is not None
 
     @property
     def mask(self) -> Bools:

@@ -97,9 +97,8 @@ def bound_law(lm: LanguageModel, kind: str, options: StringOptions) -> StringLaw
         constraint = compiled(lm, grammar, law.stop)
     if law.potential is None and law.sampler is None:
         return law._replace(constraint=constraint)
-    from lmppl.token_potentials.operators import as_potential
+    from lmppl.token_potentials.operators import ProductState, as_potential
     from lmppl.token_potentials.texts import MatchState
-    from lmppl.token_potentials.operators import ProductState
 
     fix = "use a model that runs in this process, or a factor on the finished text"
     require(lm, "full_rows", f"{kind}(potential=...)", fix)
@@ -234,5 +233,15 @@ def _checked(
     )
     if potential is not None or sampler is not None:
         check_weighting(potential, sampler)
-    law = StringLaw(max_tokens, stops, limit, token, None, float(power), target == "proposal", potential, sampler)
+    law = StringLaw(
+        max_tokens,
+        stops,
+        limit,
+        token,
+        None,
+        float(power),
+        target == "proposal",
+        potential,
+        sampler,
+    )
     return StringOptions(law, grammar, target, end)

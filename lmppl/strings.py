@@ -26,15 +26,20 @@ from lmppl.errors import (
     UnweightableProposal,
     excerpt,
 )
+from lmppl.grammars import Grammar, grammar_of
 from lmppl.jobs import Draw, Env, Generate, Score, Step
 from lmppl.lm.base import LanguageModel, require
-from lmppl.grammars import Grammar, grammar_of
 from lmppl.lm.endings import canonical_endings, own_endings, weighed
 from lmppl.lm.generate import Limit, StringLaw
 from lmppl.lm.listing import every_string
 from lmppl.random import MASK, MUL1, hash_text
 from lmppl.string_options import (
-    Finisher, StringOptions, Target, as_stops, bound_law, string_options,
+    Finisher,
+    StringOptions,
+    Target,
+    as_stops,
+    bound_law,
+    string_options,
 )
 from lmppl.text import Text
 from lmppl.types import Floats, Ids, Key

@@ -208,6 +208,14 @@ class LanguageModel(ABC):
         """
         return self.encode(text)
 
+    def settled(self, text: str) -> int:
+        """How many bytes of a text are cut into tokens for good, whatever is written after it.
+
+        A token that begins before this border is a token of every text that begins with this one,
+        and a text may be cut anew from the end of such a token. 0 when nothing is known.
+        """
+        return 0
+
     def context(self, text: str) -> Ids:
         """The ids of a prompt: a BOS if the model wants one, then the text.
 

@@ -19,6 +19,7 @@ from lmppl.errors import UnsupportedValue, excerpt
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import StringLaw, StringState, end_ids
 from lmppl.types import Ids
+from lmppl.weights import NEG_INF
 
 
 class Ending(NamedTuple):
@@ -65,7 +66,7 @@ def endings(lm: LanguageModel, law: StringLaw, state: StringState) -> list[Endin
 
 def own_endings(lm: LanguageModel, law: StringLaw, ids: Ids) -> list[Ending]:
     """The sequences of a drawn text, given by its own tokens, its terminator included."""
-    state, n = read(lm, law, ids)
+    state, n = read(lm, law._replace(potential=None), ids)
     if n < len(ids) and not (state.finish == "constraint" and lm.eos_ids.issuperset(ids[n:])):
         return []
     return endings(lm, law, state)
@@ -80,7 +81,9 @@ def canonical_endings(
         UnsupportedValue: no string of the law reads like this.
     """
     ids = lm.spell(value)
-    whole = law if end else law._replace(max_tokens=len(ids) + 1)
+    whole = law._replace(potential=None)  # its weight is the business of `weighed`
+    if not end:
+        whole = whole._replace(max_tokens=len(ids) + 1)
     state, n = read(lm, whole, ids)
     if n == len(ids):
         if not end and state.finish is None:
@@ -88,6 +91,33 @@ def canonical_endings(
         if state.finish != "stop" and (found := endings(lm, whole, state)):
             return found
     raise _unsupported(lm, whole, value, ids, state, n)
+
+
+def weighed(
+    lm: LanguageModel, law: StringLaw, found: Sequence[Ending]
+) -> list[tuple[Ending, float]]:
+    """Sequences with the log-weight of the potential; those of weight zero are left out.
+
+    The tokens that may end a sequence are parted by the weight that they end it with.
+    """
+    if law.potential is None:
+        return [(e, 0.0) for e in found]
+    out: list[tuple[Ending, float]] = []
+    for e in found:
+        state = law.potential
+        for token in e.ids:
+            if token not in lm.eos_ids:
+                state = state.advance(token)
+        whole = state.log_complete
+        if e.ends is None or len(e.ids) >= law.max_tokens:
+            out.append((e, whole))
+            continue
+        parted: dict[float, list[int]] = {}
+        for v in e.ends:
+            weight = whole if v in lm.eos_ids else state.advance(v).log_complete
+            parted.setdefault(weight, []).append(v)
+        out += [(Ending(e.ids, tuple(ends)), weight) for weight, ends in parted.items()]
+    return [(e, weight) for e, weight in out if weight > NEG_INF]
 
 
 def _unsupported(
@@ -107,10 +137,11 @@ def _unsupported(
             why="under this law no text is that long",
             fix="write a larger max_tokens, or end=False to score it as a prefix",
         )
-    regex = None if law.constraint is None else law.constraint.regex
+    grammar = None if law.constraint is None else law.constraint.grammar
+    kind = "law" if grammar is None else f"{grammar.kind} {grammar.source!r}"
     where = f"at position {len(lm.decode(ids[:n]))}" if n < len(ids) else "at its end"
     return UnsupportedValue(
-        f"the text leaves the regex {regex!r} {where}",
+        f"the text leaves the {kind} {where}",
         value=excerpt(value),
         why="such a text has probability zero",
         fix="change one of them, or give the string a larger max_tokens",

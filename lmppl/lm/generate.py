@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from lmppl.lm.block import Block
 from lmppl.random import Chance, fold_array
 from lmppl.types import Bools, Ids
 from lmppl.weights import NEG_INF
+
+if TYPE_CHECKING:
+    from lmppl.token_potentials.base import TokenState
 
 Limit = Literal["prefix", "eos", "kill"]
 Finish = Literal["eos", "stop", "constraint", "length", "dead"]
@@ -48,6 +51,10 @@ class StringLaw(NamedTuple):
     """β of a target ∝ p(string)^β."""
     target_is_proposal: bool = False
     """Whether what is drawn is also what is meant (then log p = log q)."""
+    potential: Any = None
+    """Of the string: in a law that is bound to a model, the `TokenState` that has read nothing."""
+    sampler: Any = None
+    """How tokens are drawn under it (`lmppl.token_potentials.Sampler`); exactly, when None."""
 
     @property
     def target_temperature(self) -> float:
@@ -70,6 +77,8 @@ class StringState:
         "logps",
         "logq",
         "logw",
+        "logphi",
+        "tracker",
     )
 
     law: StringLaw
@@ -85,6 +94,10 @@ class StringState:
     end_logp: float
     """log p of the forced end, with limit="eos"."""
     finish: Finish | None
+    tracker: TokenState | None
+    """The potential's state."""
+    logphi: float
+    """log of the potential's weight so far, a part of `logw`."""
 
     def __init__(self, law: StringLaw, context: Ids, key: int) -> None:
         """The empty string after a context."""
@@ -96,6 +109,8 @@ class StringState:
         self.automaton = None if law.constraint is None else law.constraint.start()
         self.logw = self.logq = self.end_logp = 0.0
         self.finish = None
+        self.tracker = law.potential
+        self.logphi = 0.0
 
     def fork(self, key: int) -> StringState:
         """A copy that continues with other noise."""
@@ -105,6 +120,7 @@ class StringState:
         new.automaton = self.automaton
         new.logw, new.logq, new.end_logp = self.logw, self.logq, self.end_logp
         new.finish = self.finish
+        new.tracker, new.logphi = self.tracker, self.logphi
         return new
 
     def extend(self, lm: LanguageModel, token: int, logp: float, logq: float) -> None:
@@ -117,6 +133,24 @@ class StringState:
         self.logw += law.power * logp - logq
         self.logq += logq
         self.see(lm)
+        if self.tracker is not None:
+            self._weigh(lm, token, self.tracker)
+
+    def _weigh(self, lm: LanguageModel, token: int, tracker: TokenState) -> None:
+        """The potential's weight of the string with its newest token."""
+        if self.finish == "dead":
+            return
+        if token not in lm.eos_ids:
+            tracker = self.tracker = tracker.advance(token)
+        self._weight_is(tracker.log_prefix if self.finish is None else tracker.log_complete)
+
+    def _weight_is(self, weight: float) -> None:
+        """Exchange the potential's weight so far for that of the string now."""
+        if weight == NEG_INF:
+            self.kill()
+        else:
+            self.logw += weight - self.logphi
+            self.logphi = weight
 
     def see(self, lm: LanguageModel) -> None:
         """Whether the string ends with its newest token."""
@@ -153,6 +187,8 @@ class StringState:
         self.end_logp = mass
         self.logw += self.law.power * mass
         self.finish = "dead" if mass == NEG_INF else "length"
+        if self.tracker is not None and self.finish == "length":
+            self._weight_is(self.tracker.log_complete)
 
     @property
     def logp(self) -> float:
@@ -219,6 +255,12 @@ def advance(
         needed = len(s.context) + s.law.max_tokens
         if needed > lm.max_context:
             raise ContextOverflow(needed, lm.max_context, longest=lm.decode(s.context[-200:]))
+    if any([s.tracker is not None for s in live]):
+        from lmppl.lm.weighted import advance_weighted
+
+        rest = [s for s in live if s.tracker is None]
+        passes = advance_weighted(lm, [s for s in live if s.tracker is not None], chance, limit)
+        return passes + advance(lm, rest, chance, limit)
     if lm.draws_strings or (lm.bounded and not _fit(lm, live, limit)):
         return lm.advance(live, chance, limit)
     return advance_rows(lm, live, chance, limit)

@@ -18,9 +18,12 @@ import numpy as np
 
 from lmppl.errors import BadArgument, ModelNotFound, UnsupportedValue, excerpt
 from lmppl.lm.base import Capabilities, Drawn, LanguageModel, Rows, TokenLaw
+from lmppl.lm.token_law import log_mass, log_softmax, tempered, token_law
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
 from lmppl.weights import NEG_INF
+
+__all__ = ["EOS", "TableLM", "TableRows", "log_softmax", "tempered", "token_law"]
 
 EOS = "<eos>"
 
@@ -206,6 +209,15 @@ class TableLM(LanguageModel):
             )
         return ids
 
+    def settled(self, text: str) -> int:
+        """A longest match is final when no longer token would have reached beyond the text."""
+        at, end = 0, len(text.encode("utf-8", "surrogatepass"))
+        for token in self.encode(text):
+            if at + self._longest > end:
+                break
+            at += len(self.words[token])
+        return at
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 show as U+FFFD."""
         if len(ids) == 1:
@@ -244,7 +256,7 @@ class TableLM(LanguageModel):
                 logps.append(float(tempered(self.table[row], temperature)[v]))
                 row = int(self._step[row, v])
             if end is not None:
-                logps.append(_log_mass(tempered(self.table[row], temperature), end))
+                logps.append(log_mass(tempered(self.table[row], temperature), end))
             out.append(np.array(logps, dtype=np.float64))
         self.usage.passes += 1
         self.usage.computed_tokens += sum(map(len, contexts)) + sum(map(len, continuations))
@@ -314,7 +326,7 @@ class TableRows(Rows):
         table = self.lm.table
         return np.array(
             [
-                _log_mass(tempered(table[row], t), ids)
+                log_mass(tempered(table[row], t), ids)
                 for row, ids, t in zip(self.rows.tolist(), sets, temperatures, strict=True)
             ]
         )
@@ -334,66 +346,3 @@ class TableRows(Rows):
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def log_softmax(x: Floats) -> Floats:
-    """Normalised over the last axis; rows of `-inf` alone stay so."""
-    top = x.max(axis=-1, keepdims=True)
-    top = np.where(top == NEG_INF, 0.0, top)
-    mass = np.exp(x - top).sum(axis=-1, keepdims=True)
-    return np.asarray(x - (top + np.log(np.where(mass == 0.0, 1.0, mass))))
-
-
-def tempered(log_model: Floats, temperature: float) -> Floats:
-    """log_softmax(ℓ / T)."""
-    return log_model if temperature == 1.0 else log_softmax(log_model / temperature)
-
-
-def _log_mass(row: Floats, ids: Sequence[int]) -> float:
-    if len(ids) == 1:
-        return float(row[ids[0]])
-    part = row[list(ids)]
-    top = part.max(initial=NEG_INF)
-    return NEG_INF if top == NEG_INF else float(top + np.log(np.exp(part - top).sum()))
-
-
-def token_law(log_model: Floats, law: TokenLaw, mask: Bools | None) -> tuple[Floats, Floats]:
-    """(log p, log q) [B, V] of the target and the proposal: the reference for every backend.
-
-    The equations stand at `TokenLaw`.
-    """
-    logp = tempered(log_model, law.target_temperature)
-    if (
-        mask is None
-        and law.temperature == law.target_temperature
-        and law.top_p >= 1.0
-        and law.top_k <= 0
-    ):
-        return logp, logp
-    warm = tempered(log_model, law.temperature)
-    logq = warm
-    if law.top_k > 0 and law.top_k < logq.shape[1]:
-        order = np.argsort(-logq, axis=1, kind="stable")
-        drop = np.ones(logq.shape, dtype=bool)
-        np.put_along_axis(drop, order[:, : law.top_k], False, axis=1)
-        logq = log_softmax(np.where(drop, NEG_INF, logq))
-    if law.top_p < 1.0:
-        order = np.argsort(-logq, axis=1, kind="stable")
-        mass = np.cumsum(np.exp(np.take_along_axis(logq, order, axis=1)), axis=1)
-        before = np.concatenate([np.zeros((len(mass), 1)), mass[:, :-1]], axis=1)
-        drop = np.ones(logq.shape, dtype=bool)
-        np.put_along_axis(drop, order, before >= law.top_p, axis=1)
-        logq = log_softmax(np.where(drop, NEG_INF, logq))
-    if law.mixture > 0.0:
-        logq = (
-            np.logaddexp(np.log1p(-law.mixture) + logq, np.log(law.mixture) + logp)
-            if law.mixture < 1
-            else logp
-        )
-    if mask is not None:
-        inside = np.where(mask, logq, NEG_INF)
-        lost = ~(inside > NEG_INF).any(axis=1)
-        if lost.any():
-            inside[lost] = np.where(mask[lost], warm[lost], NEG_INF)
-        logq = log_softmax(inside)
-    return logp, logq

@@ -1,0 +1,100 @@
+"""The token loop under a potential: every token is drawn by a sampler, and weighed.
+
+The rows of the model come to the host, where potentials live. The proposal is the model's law under
+the string's settings (temperature, top-p, top-k, mixture); a sampler of `lmppl.token_potentials`
+draws from proposal · potential, exactly or by looking at a few tokens only. Masks alone do not come
+here: they are applied beside the logits, by `lm.generate.advance_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmppl.lm.base import LanguageModel, Rows, TokenLaw
+from lmppl.lm.generate import StringState, end_ids
+from lmppl.lm.table import token_law
+from lmppl.random import Chance, fold_array
+from lmppl.token_potentials.samplers import Exact, Picked, Sampler
+from lmppl.types import Floats, Keys
+from lmppl.weights import NEG_INF
+
+
+def advance_weighted(
+    lm: LanguageModel, states: Sequence[StringState], chance: Chance, limit: int | None = None
+) -> int:
+    """Advance unfinished strings in place, as `lm.generate.advance`; returns the number of passes."""
+    passes = 0
+    queue = list(states)
+    while queue:
+        many = len(queue)
+        if lm.bounded:
+            left = [s.law.max_tokens - len(s.ids) for s in queue]
+            if limit is not None:
+                left = [min(n, limit) for n in left]
+            many = max(1, lm.fits([s.context + tuple(s.ids) for s in queue], left))
+        passes += _advance(lm, queue[:many], chance, limit)
+        queue = queue[many:]
+    return passes
+
+
+def _advance(lm: LanguageModel, live: list[StringState], chance: Chance, limit: int | None) -> int:
+    rows = lm.open([s.context + tuple(s.ids) for s in live])
+    passes = 0
+    while True:
+        keys = fold_array(
+            np.array([s.key for s in live], dtype=np.uint64),
+            np.array([len(s.ids) for s in live], dtype=np.uint64),
+        )
+        _draw(lm, live, rows.log_probs(), keys, chance)
+        passes += 1
+        keep = [i for i, s in enumerate(live) if s.finish is None]
+        if not keep:
+            break
+        if len(keep) < len(live):
+            rows.select(np.array(keep, dtype=np.int64))
+            live = [live[i] for i in keep]
+        full = any(s.awaits_end for s in live)
+        if passes == limit and not full:
+            break
+        rows.push(np.array([s.ids[-1] for s in live], dtype=np.int64))
+        if full:
+            _force_ends(lm, rows, live)
+            keep = [i for i, s in enumerate(live) if s.finish is None]
+            if not keep or passes == limit:
+                break
+            rows.select(np.array(keep, dtype=np.int64))
+            live = [live[i] for i in keep]
+    rows.close()
+    return passes
+
+
+def _draw(
+    lm: LanguageModel, live: Sequence[StringState], log_model: Floats, keys: Keys, chance: Chance
+) -> None:
+    """One token for every string, by strings of equal settings."""
+    groups: dict[tuple[TokenLaw, Sampler | None], list[int]] = {}
+    for i, s in enumerate(live):
+        groups.setdefault((s.law.token, s.law.sampler), []).append(i)
+    for (law, sampler), members in groups.items():
+        part = log_model if len(members) == len(live) else log_model[members]
+        logp, logq = token_law(part, law, None)
+        warm = token_law(part, law._replace(top_k=0, top_p=1.0), None)[1] if law.truncates else None
+        trackers = [t for i in members if (t := live[i].tracker) is not None]
+        found: list[Picked] = (sampler or Exact()).draw(logq, warm, trackers, keys[members], chance)
+        for n, (i, picked) in enumerate(zip(members, found, strict=True)):
+            s, token = live[i], picked.token
+            if token < 0 or logp[n, token] == NEG_INF:
+                s.kill()
+            else:
+                s.extend(lm, token, float(logp[n, token]), picked.logq)
+
+
+def _force_ends(lm: LanguageModel, rows: Rows, live: Sequence[StringState]) -> None:
+    """limit="eos": give the strings that are full the mass of their ends."""
+    sets = [end_ids(lm, s.law.stop) if s.awaits_end else (0,) for s in live]
+    masses = rows.log_mass(sets, [s.law.target_temperature for s in live])
+    for s, mass in zip(live, masses.tolist(), strict=True):
+        if s.awaits_end:
+            s.finish_length(mass)
