@@ -1,6 +1,6 @@
 "use strict";
 // The data of a report, and the few pieces that everything is made of. Text from a run only ever
-// becomes a text node (`el`, `mark`): there is no innerHTML, no eval, no handler in an attribute.
+// becomes a text node (`el`, `mark`): never markup, never code, never an attribute that acts.
 
 const SVG = "http://www.w3.org/2000/svg";
 const SHAPES = new Set("svg g path rect circle line text tspan title".split(" "));

@@ -45,6 +45,7 @@ class Forest:
         self.depths: list[int] = [0]
         self._of: dict[tuple[int, str, str, str, float], int] = {}
         self._known: dict[tuple[int, int], int] = {}
+        self._stood: dict[int, int] = {}
         self._alive: list[Entry] = []  # identities stay unique while entries live
 
     def __len__(self) -> int:
@@ -56,6 +57,23 @@ class Forest:
         for entry in trace.sites:
             if entry.op != "jobs":
                 at = self._step(at, entry)
+        return at
+
+    def stand(self, head: Entry | None) -> int:
+        """The node where the tape that ends in `head` stands; what is known of it is not read."""
+        new = []
+        entry = head
+        while entry is not None and id(entry) not in self._stood:
+            if entry.inside is not None:  # its inner entries are part of the path
+                return self.add(Trace.of(head))
+            new.append(entry)
+            entry = entry.prev
+        at = 0 if entry is None else self._stood[id(entry)]
+        for entry in reversed(new):
+            if entry.op not in ("jobs", "loop", "plate"):
+                at = self._step(at, entry)
+            self._stood[id(entry)] = at
+            self._alive.append(entry)
         return at
 
     def _step(self, at: int, entry: Entry) -> int:

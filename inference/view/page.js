@@ -53,7 +53,7 @@ function stepLabel() {
 }
 
 function particles() {
-  const found = matching(), P = S.particles, top = Math.max(P.w[D.order[0]] || 0, 1e-12);
+  const found = view.found, P = S.particles, top = Math.max(P.w[D.order[0]] || 0, 1e-12);
   $("found").textContent = `${count(found.length)} of ${count(D.N)} ${S.exact ? "traces" : "particles"}`;
   const rows = found.slice(0, view.rows).map((i) => el("tr", { class: i === view.particle ? "on" : null, tabindex: 0, on: { click: () => select(i), keydown: (e) => { if (e.key === "Enter") select(i); } } },
     el("td", { class: "n" }, P.index[i]),
@@ -62,7 +62,6 @@ function particles() {
     el("td", { class: "v" }, mark(flat(answerText(P.answer[i]), 120)))));
   put("particles", el("table", null, el("thead", null, el("tr", null, ["particle", "", "weight", "log weight", "first ancestor", "answer"].map((h, k) => el("th", { class: k === 0 || (k > 1 && k < 5) ? "n" : null }, h)))), el("tbody", null, rows)),
     found.length > view.rows && el("button", { class: "more", on: { click: () => { view.rows += 200; particles(); } } }, `${count(found.length - view.rows)} more`));
-  view.found = found;
 }
 
 // One particle as a story: what was drawn, observed and weighed, in order.
@@ -144,7 +143,8 @@ function choose(node) {
 }
 
 function update() {
-  view.hit = null;
+  view.found = matching();
+  if (view.query && view.found.length && !view.found.includes(view.particle)) view.particle = view.found[0];
   particles(); stepLabel(); answers(); through(); story(); thoughts(); put("tree", tree()); land();
   $("answer").value = String(view.answer);
   $("step").value = String(view.step);

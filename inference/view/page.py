@@ -49,8 +49,8 @@ LIMIT = 3_000_000
 """Bytes that a page has at most, where cutting texts can achieve it."""
 PLAIN = 150_000
 """A state of fewer bytes stands in the page as it is."""
-MOST_SITES = 150
-"""Programs of more sites are not replayed for their graph."""
+MOST_SITES = 40
+"""Programs of more sites are replayed for their graph only when asked: it takes seconds."""
 
 
 def write_report(posterior: Posterior, path: str | os.PathLike[str], **options: Any) -> None:
@@ -63,7 +63,7 @@ def report_page(
     posterior: Posterior,
     *,
     title: str = "",
-    graph: bool = True,
+    graph: bool | None = None,
     land: bool | Landscape = True,
     arviz: bool = False,
     limit: int = LIMIT,
@@ -73,7 +73,8 @@ def report_page(
     Args:
         posterior: of any engine, in memory or loaded.
         title: the heading.
-        graph: replay the program for its graph; a loaded posterior has no program.
+        graph: replay the program for its graph; by default where it has few sites. A loaded
+            posterior has no program.
         land: the landscape of thoughts; one that was made elsewhere may be given.
         arviz: add the plots of ArviZ (needs arviz and matplotlib).
         limit: bytes; long texts are cut so that the page keeps to it.
@@ -82,7 +83,7 @@ def report_page(
         raise BadArgument(f"limit must be at least 100,000 bytes, got {excerpt(limit)}")
     forest = Forest()
     state = run_state(posterior, title=title or "lmppl report", forest=forest)
-    svg, state["edges"], state["graph_note"] = _program(posterior) if graph else ("", [], "")
+    svg, state["edges"], state["graph_note"] = _program(posterior, graph)
     state["landscape"] = None
     if land is not False and not posterior.dead:
         found = landscape(posterior, forest=forest) if land is True else land
@@ -192,14 +193,16 @@ def _body(state: dict[str, Any], svg: str, plots: str) -> str:
 {images}{target}</main>"""
 
 
-def _program(posterior: Posterior) -> tuple[str, list[list[str]], str]:
+def _program(posterior: Posterior, wanted: bool | None) -> tuple[str, list[list[str]], str]:
     """The program's graph as SVG and edges, and what is to be said of it."""
     asked = posterior.asked
+    if wanted is False:
+        return "", [], ""
     if asked is None:
         return "", [], "the program is not known here, so its graph is not drawn"
     best = None if posterior.dead else posterior.traces[int(np.argmax(posterior.weights))]
-    if best is not None and len(best.sites) > MOST_SITES:
-        return "", [], f"more than {MOST_SITES} sites: the graph of the program is not drawn"
+    if wanted is None and best is not None and len(best.sites) > MOST_SITES:
+        return "", [], f"more than {MOST_SITES} sites: report(path, graph=True) draws the graph"
     from lmppl.graphs.render import render_svg
     from lmppl.graphs.structure import graph_of
 

@@ -151,8 +151,6 @@ def _steps(
     posterior: Posterior, forest: Forest, kept: Sequence[int], leaves: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The barriers, the end as the last one; where particles are left out, only their totals."""
-    from lmppl.trace import Trace
-
     history = posterior.history
     if history is None:
         return []
@@ -170,7 +168,7 @@ def _steps(
         if whole and t < len(history.log_weights):
             step["lw"] = [number(w) for w in history.log_weights[t]]
         if whole and t < len(history.heads):
-            step["at"] = [forest.add(Trace.of(h)) for h in history.heads[t]]
+            step["at"] = [forest.stand(h) for h in history.heads[t]]
         if whole and t == len(history.ess) - 1 and parents is None:
             step["lw"] = [number(w) for w in posterior.log_weights]
             step["at"] = list(leaves)
