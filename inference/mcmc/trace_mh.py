@@ -48,6 +48,7 @@ from lmppl.inference.paths import (
     script_of,
 )
 from lmppl.inference.population import Jobs, Machine
+from lmppl.inference.together import together
 from lmppl.random import fold
 from lmppl.trace import Entry
 from lmppl.types import Ints, Key
@@ -146,10 +147,15 @@ class Proposal:
         plans: dict[int, Plan] = {}
         runs: dict[int, tuple[Node, Particle]] = {}
         # Propose
-        for i, x in enumerate(now):
-            if x.state.dead or (barriers.until is not None and x.state.finished):
-                continue
-            plan = yield from self.plan(machine, x, fold(key, "plan", i))
+        movable = [
+            i
+            for i, x in enumerate(now)
+            if not (x.state.dead or (barriers.until is not None and x.state.finished))
+        ]
+        found: list[Plan | None] = yield from together(
+            [self.plan(machine, now[i], fold(key, "plan", i)) for i in movable]
+        )
+        for i, plan in zip(movable, found, strict=True):
             if plan is not None:
                 plans[i] = plan
                 p = machine.fork(plan.begin.state, fold(key, "run", i), i, frames=False)
@@ -163,15 +169,19 @@ class Proposal:
         machine.deaths = deaths  # a rejected proposal is no impossible run
         logh = yield from self._guides(machine, now, runs, guide)
         # Accept or reject
+        sound = [
+            i
+            for i, (_, p) in runs.items()
+            if not (p.dead or (barriers.until is not None and p.finished))
+        ]
+        logs: list[float] = yield from together(
+            [self._log_ratio(machine, script, now[i], runs[i][0], plans[i]) for i in sound]
+        )
+        ratios = dict(zip(sound, logs, strict=True))
         made: dict[int, tuple[Node, Particle]] = {}
         for i, (new, p) in runs.items():
-            plan = plans[i]
             del script.given[p]
-            ratio = NEG_INF
-            ended = barriers.until is not None and p.finished
-            if not (p.dead or ended):
-                ratio = yield from self._log_ratio(machine, script, now[i], new, plan)
-                ratio += logh.get(i, 0.0)
+            ratio = ratios.get(i, NEG_INF) + logh.get(i, 0.0)
             if accepts(machine, fold(key, "accept", i), ratio):
                 made[i] = new, p
             else:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmppl import LM, Bernoulli, Categorical, factor, program, sample
+from lmppl import LM, Bernoulli, Categorical, factor, param, program, sample
 from lmppl.errors import BadArgument, LmpplError
 from lmppl.inference import (
     SMC,
@@ -30,6 +30,7 @@ from lmppl.inference import (
     tokens,
 )
 from lmppl.inference.smc.without_replacement import keep
+from lmppl.lm.table import TableLM
 from lmppl.testing import LawBroken, assert_properly_weighted, check_keys, outcomes
 
 ATOL = 1e-10
@@ -87,6 +88,102 @@ def wander(theta: dict[str, Any]) -> None:
 
 def test_particle_marginal_with_a_proposal(programs: ModuleType) -> None:
     weigh(programs, "calculator", ParticleMarginalMH(["n"], 1, wander, starts=1, particles=1))
+
+
+def test_marginal_chains_side_by_side(programs: ModuleType) -> None:
+    engine = ParticleMarginalMH(["n"], 1, wander, starts=1, particles=1, chains=2)
+    weigh(programs, "calculator", engine)
+
+
+@program
+def flips() -> bool:
+    p = param("p", 0.5)
+    heads = sample("heads", Bernoulli(p))
+    factor("bias", 0.0 if heads else -1.0)
+    return bool(heads)
+
+
+PRIOR_P = {0.2: 0.5, 0.5: 0.3, 0.9: 0.2}
+
+
+@program
+def prior_of_p() -> None:
+    sample("p", Categorical(PRIOR_P))
+
+
+@program
+def next_p(theta: dict[str, Any]) -> None:
+    sample("p", Categorical({0.2: 0.6, 0.5: 0.2, 0.9: 0.2} if theta["p"] > 0.3 else PRIOR_P))
+
+
+@pytest.mark.parametrize("proposal", [None, next_p])
+def test_parameters_with_a_prior_by_exhaustion(proposal: Any) -> None:
+    """Σ P(run) Ẑ f(p, heads) = Σ p(θ) γ(heads; θ) f, over every outcome of the engine's draws."""
+    engine = ParticleMarginalMH(
+        ["p"], steps=1, proposal=proposal, prior=prior_of_p, starts=1, particles=2
+    )
+    found: dict[Any, float] = {}
+
+    def run(chance: Any) -> Any:
+        return infer(flips, engine=engine, chance=chance)
+
+    for probability, post in outcomes(run):
+        (trace,) = post.traces
+        at = (trace["p"], trace["heads"])
+        found[at] = found.get(at, 0.0) + probability * math.exp(post.log_evidence)
+    for p, prior in PRIOR_P.items():
+        assert found[p, True] == pytest.approx(prior * p, abs=ATOL)
+        assert found[p, False] == pytest.approx(prior * (1 - p) * math.exp(-1), abs=ATOL)
+
+
+def test_parameters_that_do_not_exist() -> None:
+    engine = ParticleMarginalMH(["q"], steps=1, prior=prior_of_p, particles=2)
+    with pytest.raises(BadArgument, match="must sample the sites"):
+        infer(flips, engine=engine)
+
+    @program
+    def prior_of_q() -> None:
+        sample("q", Categorical(PRIOR_P))
+
+    with pytest.raises(BadArgument, match="no param site q"):
+        infer(flips, engine=ParticleMarginalMH(["q"], steps=1, prior=prior_of_q, particles=2))
+
+
+@program
+def two_words() -> str:
+    first = sample("first", LM("a", max_tokens=2))
+    factor("long", 0.5 * len(first))
+    return str(first)
+
+
+@program
+def revise(trace: Any) -> None:
+    sample("first", LM("b" + str(trace["first"]), max_tokens=2))
+
+
+@program
+def theta_first() -> str:
+    word = sample("word", LM("a", max_tokens=2))
+    more = sample("more", LM(word, max_tokens=2))
+    factor("long", 0.5 * len(more))
+    return str(more)
+
+
+@pytest.mark.parametrize(
+    "fn,engine",
+    [
+        (two_words, lambda c: MetropolisHastings(steps=20, proposal=Block(revise), chains=c)),
+        (theta_first, lambda c: ParticleMarginalMH(["word"], 20, particles=4, chains=c)),
+    ],
+    ids=["block", "marginal"],
+)
+def test_chains_share_their_batches(fn: Any, engine: Any) -> None:
+    """Eight chains ask eight times as much, in hardly more passes than one."""
+    lm = TableLM.random(["a", "b", "<eos>"], seed=1)
+    one, eight = (infer(fn, engine=engine(c), lm=lm, seed=0).ledger for c in (1, 8))
+    costs = [next(iter(ledger.models.values())) for ledger in (one, eight)]
+    assert costs[1].calls > 4 * costs[0].calls
+    assert costs[1].passes < 2 * costs[0].passes
 
 
 # -- moves inside a filter ------------------------------------------------------------------------
