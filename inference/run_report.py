@@ -19,6 +19,7 @@ from lmppl.errors import DataError, excerpt
 from lmppl.html import text
 from lmppl.inference.charts import AMBER, GREEN, STYLE, interval_bar, number, rows, tile
 from lmppl.inference.compare import paired, wilson
+from lmppl.inference.rundir import PAGES, key, page_name
 
 if TYPE_CHECKING:
     from lmppl.records import ResultRecord
@@ -80,7 +81,18 @@ def run_report(
     Raises:
         DataError: a result without the fields it needs; says which and why.
     """
-    write_atomic(path, [page(check(results), title, extra).encode(errors="backslashreplace")])
+    folder = os.path.dirname(os.path.abspath(path))
+    made = page(check(results), title, extra, pages_of(folder))
+    write_atomic(path, [made.encode(errors="backslashreplace")])
+
+
+def pages_of(folder: str) -> frozenset[str]:
+    """The pages of single posteriors that a folder has, relative to it."""
+    try:
+        names = os.listdir(os.path.join(folder, PAGES))
+    except OSError:
+        return frozenset()
+    return frozenset(f"{PAGES}/{name}" for name in names)
 
 
 def check(results: Iterable[Mapping[str, Any] | ResultRecord]) -> list[ResultRecord]:
@@ -105,8 +117,13 @@ def check(results: Iterable[Mapping[str, Any] | ResultRecord]) -> list[ResultRec
     return list(found.values())
 
 
-def page(records: Sequence[ResultRecord], title: str, extra: str = "") -> str:
-    """The whole page."""
+def page(
+    records: Sequence[ResultRecord],
+    title: str,
+    extra: str = "",
+    pages: frozenset[str] = frozenset(),
+) -> str:
+    """The whole page; `pages` are files that it may link to."""
     programs = list(dict.fromkeys(r.program for r in records))
     engines = list(dict.fromkeys(r.engine for r in records))
     counts = Counter(kind for group in _questions(records).values() for kind in _kinds(group))
@@ -134,7 +151,7 @@ def page(records: Sequence[ResultRecord], title: str, extra: str = "") -> str:
         extra,
         f"<section><h2>Summary</h2>{_summary(records)}{_pairs(records)}{_warnings(records)}</section>",
         f'<div class="filter"><b>Show</b>{filters}</div>',
-        *(_program(name, [r for r in records if r.program == name]) for name in programs),
+        *(_program(name, [r for r in records if r.program == name], pages) for name in programs),
         "</main></body></html>",
     ]
     return "\n".join(parts)
@@ -272,12 +289,12 @@ def _warnings(records: Sequence[ResultRecord]) -> str:
     return f'<h3>Warnings</h3><div class="warn">{lines}{rest}</div>'
 
 
-def _program(name: str, records: Sequence[ResultRecord]) -> str:
+def _program(name: str, records: Sequence[ResultRecord], pages: frozenset[str]) -> str:
     """The questions of one program, one line each."""
     engines = list(dict.fromkeys(r.engine for r in records))
     groups = _questions(records)
     heads = "".join(f'<span class="mono">{text(_cut(e, 40))}</span>' for e in engines)
-    lines = "".join(_question(group, engines) for group in groups.values())
+    lines = "".join(_question(group, engines, pages) for group in groups.values())
     return (
         f'<section><h2>{text(name)}</h2><div class="scroll"><div class="list" style="--k:{len(engines)}">'
         f'<div class="grid head"><span></span><span>id</span><span>question</span><span>gold</span>{heads}</div>'
@@ -285,13 +302,15 @@ def _program(name: str, records: Sequence[ResultRecord]) -> str:
     )
 
 
-def _question(group: Mapping[str, ResultRecord], engines: Sequence[str]) -> str:
+def _question(
+    group: Mapping[str, ResultRecord], engines: Sequence[str], pages: frozenset[str]
+) -> str:
     any_one = next(iter(group.values()))
     asked = any_one.question
     shown = asked if isinstance(asked, str) else "" if asked is None else repr(asked)
     gold = "–" if any_one.gold is None else _cut(_plain(any_one.gold), 40)
     cells = "".join(_cell(group.get(e)) for e in engines)
-    panels = "".join(_panel(group[e]) for e in engines if e in group)
+    panels = "".join(_panel(group[e], pages) for e in engines if e in group)
     full = f'<pre class="mono">{text(shown)}</pre>' if shown else ""
     return (
         f'<details class="q {" ".join(_kinds(group))}"><summary class="grid">'
@@ -324,7 +343,7 @@ def _box(p: float, se: float | None = None) -> str:
     return f'<i class="b z" style="--p:{p:.3g};--a:{low:.3g};--z:{high:.3g}"></i>'
 
 
-def _panel(record: ResultRecord) -> str:
+def _panel(record: ResultRecord, pages: frozenset[str]) -> str:
     """Everything about one answer."""
     parts = [f'<div class="panel"><h3 class="mono">{text(_cut(record.engine, 200))}</h3>']
     if record.error is not None:
@@ -352,6 +371,8 @@ def _panel(record: ResultRecord) -> str:
     facts.append(f"{record.tokens_in:,} tokens in, {record.tokens_out:,} out")
     facts.append(f"{number(record.seconds, 3)} s")
     parts.append(f'<div class="sub">{" · ".join(facts)}</div>')
+    if (link := page_name(key(record))) in pages:
+        parts.append(f'<a href="{link}">graph, particles, story and cost of this posterior</a>')
     parts += [f'<div style="color:{AMBER}">⚠ {text(_cut(w, 300))}</div>' for w in record.warnings]
     return f"{''.join(parts)}</div>"
 

@@ -3,6 +3,8 @@
     config.json     what the run is: written once, by rename
     results.jsonl   one `ResultRecord` a line; a line is one write, then fsync; only ever appended to
     .lock           held while a process writes; two processes never share a run
+    report.html     the page of the run, written at its end
+    reports/        pages of some single posteriors
 
 A run that was killed is opened again: what is finished is known, a line that was cut off by the
 kill is moved to `results.jsonl.torn-1`, damage before valid lines is an error. Results are those
@@ -13,8 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -26,6 +30,8 @@ from lmppl.records import ResultRecord
 
 FORMAT = 1
 CONFIG, RESULTS, LOCK, REPORT = "config.json", "results.jsonl", ".lock", "report.html"
+PAGES = "reports"
+"""The folder of the pages of single posteriors."""
 ROOM = 1 << 20
 """Bytes that must be free before a run starts."""
 
@@ -231,6 +237,17 @@ class RunDirectory:
 def key(record: ResultRecord) -> Key:
     """What a result is the result of."""
     return record.program, record.engine, str(record.id)
+
+
+def page_name(of: Key) -> str:
+    """The page of one posterior, relative to the folder of its run.
+
+    >>> page_name(("poem", "smc:particles=16", "q/1"))
+    'reports/poem-smc-particles-16-q-1-86917e62.html'
+    """
+    said = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(of))[:80].strip("-")
+    digest = hashlib.sha256("\0".join(of).encode("utf-8", "backslashreplace")).hexdigest()
+    return f"{PAGES}/{said}-{digest[:8]}.html"
 
 
 def brief(record: ResultRecord) -> Brief:

@@ -9,18 +9,20 @@ or on how often the run was interrupted. Who watches gets events; nothing is pri
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar, overload
 
 from lmppl.data import Question
-from lmppl.errors import AllParticlesDead, LmpplError
+from lmppl.errors import AllParticlesDead, LmpplError, LmpplWarning
 from lmppl.inference.base import infer_stream
 from lmppl.inference.compare import Paired, paired, wilson
 from lmppl.inference.estimates import Interval
 from lmppl.inference.posterior import Posterior
-from lmppl.inference.rundir import RunDirectory
+from lmppl.inference.rundir import RunDirectory, key, page_name
 from lmppl.inference.specs import Spec
 from lmppl.inference.summary import posterior_summary
 from lmppl.records import ResultRecord
@@ -59,6 +61,7 @@ def run_tasks(
     driver: str | None = None,
     retry_failed: bool = False,
     notify: Callable[[Event], None] = lambda event: None,
+    pages: int = 0,
 ) -> None:
     """Answer every question that has no result yet, one task after the other.
 
@@ -74,12 +77,21 @@ def run_tasks(
         driver: how frames suspend.
         retry_failed: answer questions again whose result is an error.
         notify: called with each event.
+        pages: of how many questions of each program and engine the posterior gets a page of its own.
     """
+    room: Counter[tuple[str, str]] = Counter()
     options = {
         "concurrency": concurrency, "lm": lm, "seed": seed, "on_error": on_error, "driver": driver,
     }  # fmt: skip
     for task in tasks:
-        _run_task(task, folder, pending(task, folder, retry_failed), notify, options)
+        cell = task.name, task.engine.text
+
+        def keep(record: ResultRecord, posterior: Posterior, cell: tuple[str, str] = cell) -> None:
+            if room[cell] < pages and len(posterior) > 1:
+                room[cell] += 1
+                write_page(folder, record, posterior)
+
+        _run_task(task, folder, pending(task, folder, retry_failed), notify, options, keep)
 
 
 def _run_task(
@@ -88,6 +100,7 @@ def _run_task(
     todo: Sequence[int],
     notify: Callable[[Event], None],
     options: Mapping[str, Any],
+    keep: Callable[[ResultRecord, Posterior], None],
 ) -> None:
     stream = infer_stream(
         task.program,
@@ -103,11 +116,24 @@ def _run_task(
             record = record_of(task, task.questions[todo[at]], outcome)
             folder.append(record)
             error = outcome if isinstance(outcome, Exception) else None
+            if isinstance(outcome, Posterior):
+                keep(record, outcome)
             notify(Event(task, 0, record, error))
     finally:
         close = getattr(stream, "close", None)  # frames unwind now, not at the next collection
         if close is not None:
             close()
+
+
+def write_page(folder: RunDirectory, record: ResultRecord, posterior: Posterior) -> None:
+    """The page of one posterior; where it cannot be made, the run goes on."""
+    path = folder.path / page_name(key(record))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        posterior.report(path, title=f"{record.program}: {record.id}")
+    except Exception as error:
+        said = f"the page of question {record.id!r} was not written: {one_line(error)}"
+        warnings.warn(said, LmpplWarning, stacklevel=2)
 
 
 def pending(task: Task, folder: RunDirectory, retry_failed: bool = False) -> list[int]:

@@ -171,6 +171,7 @@ def cli() -> None:
 @click.option(
     "--ray-actors", type=click.IntRange(1), help="Processes; one for each CPU if left out."
 )
+@click.option("--pages", default=3, show_default=True, help="Posteriors with a page of their own.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
 @debug_option
 def run(**options: Any) -> int:  # fmt: skip

@@ -139,7 +139,7 @@ def demo(out: str, *, seconds: float, seed: int, model: str, as_json: bool) -> i
         plan = Plan(jobs, folder, began + seconds)
         outcome = answer(
             plan.tasks(), folder, total - len(folder.done), models,
-            until=plan.until, seed=seed, concurrency=64,
+            until=plan.until, seed=seed, concurrency=64, pages=1,
         )  # fmt: skip
         plan.out_of_time |= outcome.out_of_time
         if not outcome.interrupted:

@@ -52,6 +52,8 @@ class Request:
     driver: str | None = None
     as_json: bool = False
     debug: bool = False
+    pages: int = 3
+    """Posteriors of each program and engine that get a page of their own."""
     ray: str | None = None
     """Address of a Ray cluster over which the questions are spread."""
     ray_actors: int | None = None
@@ -124,6 +126,7 @@ def run(request: Request) -> Outcome:
                 on_error=request.on_error,
                 driver=request.driver,
                 retry_failed=request.retry_failed,
+                pages=request.pages,
             )
 
 
