@@ -101,7 +101,7 @@ def _encode_object(value: Any, opaque: bool) -> Any:
     if isinstance(value, Posterior):
         from lmppl.inference.files import header, particle_lines
 
-        return {"$posterior": [header(value), list(particle_lines(value, opaque))]}
+        return {"$posterior": [header(value, opaque), list(particle_lines(value, opaque))]}
     if hasattr(value, "__array__"):
         try:
             return _encode_array(np.asarray(value), opaque)

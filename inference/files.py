@@ -17,7 +17,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -25,6 +25,7 @@ import numpy as np
 from lmppl.atomic import write_atomic
 from lmppl.errors import BadArgument, DataError, excerpt
 from lmppl.inference.encoding import decode, decode_entry, encode, encode_entry
+from lmppl.inference.file_kinds import extra, restored
 from lmppl.inference.posterior import History, Posterior
 from lmppl.inference.summary import posterior_summary
 from lmppl.ledger import Ledger, ModelCost, SiteCost
@@ -41,7 +42,7 @@ LONGEST_LINE = 1 << 30
 # -- writing --------------------------------------------------------------------------------------
 
 
-def header(posterior: Posterior) -> dict[str, Any]:
+def header(posterior: Posterior, opaque: bool = False) -> dict[str, Any]:
     """Everything about a posterior but its particles."""
     from lmppl import __version__
 
@@ -78,6 +79,7 @@ def header(posterior: Posterior) -> dict[str, Any]:
         "deaths": posterior.deaths,
         "death_examples": list(posterior.death_examples),
         "warnings": list(posterior.warnings),
+        "more": extra(posterior, particle_lines, opaque),
     }
 
 
@@ -121,7 +123,7 @@ def save(posterior: Posterior, path: str | os.PathLike[str], *, opaque: bool = F
 
     def lines() -> Iterator[bytes]:
         crc = 0
-        for item in (header(posterior), *particle_lines(posterior, opaque)):
+        for item in (header(posterior, opaque), *particle_lines(posterior, opaque)):
             line = dump(item) + b"\n"
             crc = zlib.crc32(line, crc)
             yield line
@@ -310,7 +312,7 @@ class _Reader:
         if any(math.isnan(w) or w == math.inf for w in self.log_weights):
             raise ValueError("a log-weight that is nan or inf")
         se, seed = head["evidence_se"], head.get("seed")
-        return Posterior(
+        base = Posterior(
             self.traces,
             np.array(self.log_weights, dtype=np.float64),
             decode_float(head["log_evidence"]),
@@ -327,6 +329,15 @@ class _Reader:
             evidence_se=None if se is None else decode_float(se),
             seed=None if seed is None else int(seed),
         )
+        return restored(base, head.get("more"), _traces)
+
+
+def _traces(items: Iterable[dict[str, Any]]) -> list[Trace]:
+    """Traces without weights."""
+    reader = _Reader()
+    for item in items:
+        reader.add(item)
+    return reader.traces
 
 
 def _ledger(item: dict[str, Any], sites: dict[str, Any]) -> Ledger:
