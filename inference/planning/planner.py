@@ -159,27 +159,51 @@ def _exact(
     first = flat.initial if state is None else flat.law_of(label(state))
     found = dp.solve(flat, horizon, risk=risk, temperature=temperature, state=first)
     seen = np.flatnonzero(first)
-    if len(seen) > 1:
-        raise BadArgument(
-            "plan needs a first state that is seen, got a law over several",
-            why="an action may depend on what is seen alone; a plan for each state would be clairvoyant",
-            fix="plan from one state, or make what is hidden a variable that the policy cannot read",
-        )
-    at = int(seen[0])
 
     def policy(t: int, where: Any) -> dict[Any, float]:
         _check_time(t, horizon)
         return _named(mdp, found.policy[t, flat.index(label(where))])
 
+    told: dict[str, Any] = {"states": len(flat.states), "values": found.values}
+    if len(seen) == 1:
+        return Plan(
+            "dp",
+            _named(mdp, found.action_values[0, int(seen[0])]),
+            _named(mdp, found.policy[0, int(seen[0])]),
+            found.value,
+            "exact",
+            policy,
+            diagnostics=told,
+        )
+    # What is not seen cannot be used: one first action for all states of the belief
+    q = found.action_values[0][seen].T
+    values = np.where(
+        np.isfinite(q).all(axis=1),
+        certainty_equivalent(first[seen], np.where(np.isfinite(q), q, 0.0), risk),
+        -np.inf,
+    )
+    if not np.isfinite(values).any():
+        raise BadArgument("no action is allowed in every state of the belief")
+    probs, value = _greedy(values, temperature)
+    told["belief"] = "one first action for all; later states are taken to be seen"
     return Plan(
         "dp",
-        _named(mdp, found.action_values[0, at]),
-        _named(mdp, found.policy[0, at]),
-        found.value,
-        "exact",
+        _named(mdp, values),
+        _named(mdp, probs),
+        value,
+        "upper_bound",
         policy,
-        diagnostics={"states": len(flat.states), "values": found.values},
+        diagnostics=told,
     )
+
+
+def _greedy(values: Array, temperature: float) -> tuple[Array, float]:
+    """The law over actions at a temperature, and its value."""
+    if temperature == 0.0:
+        return (np.arange(len(values)) == values.argmax()).astype(float), float(values.max())
+    top = values.max()
+    weights = np.exp((values - top) / temperature)
+    return weights / weights.sum(), float(top + temperature * np.log(weights.sum()))
 
 
 def _occupancy(mdp: TabularMDP, state: Any, horizon: int) -> Plan:

@@ -108,11 +108,16 @@ def test_risk_aversion_is_the_opposite_of_risk() -> None:
     ]  # fmt: skip
 
 
-def test_a_hidden_first_state_is_refused() -> None:
+@pytest.mark.parametrize("risk", [0.0, 1.0, -1.0])
+def test_a_hidden_first_state_is_not_used(risk: float) -> None:
     """A fair coin that is not seen and must be matched is worth .5; a plan for each is worth 1."""
     coin = TabularMDP(2, 2, np.full((2, 2, 2), 0.5), np.eye(2), initial=[0.5, 0.5])
-    with pytest.raises(BadArgument, match="clairvoyant"):
-        plan(coin, horizon=1)
+    found = plan(coin, horizon=1, risk_aversion=-risk)
+    worth = np.log((1 + np.exp(risk)) / 2) / risk if risk else 0.5
+    assert found.value == pytest.approx(worth) and found.value_kind == "upper_bound"
+    assert set(found.action_values.values()) == {pytest.approx(worth)}
+    biased = plan(coin, np.array([0.2, 0.8]), horizon=1)
+    assert biased.action == 1 and biased.value == pytest.approx(0.8)
 
 
 def test_receding_horizon_walks_to_the_goal() -> None:
