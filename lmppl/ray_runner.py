@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import tempfile
 import threading
 from collections import deque
@@ -130,6 +131,7 @@ class Crew:
         self._sources = dict(sources)
         self._ray: Any = ray
         self._began = not ray.is_initialized()
+        _listening(address)
         if self._began:
             try:
                 ray.init(
@@ -291,6 +293,20 @@ class Crew:
         sources = {name: _of_tier(source, number) for name, source in self._sources.items()}
         remote = self._ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Driver)
         return remote.remote(self._files, self._name, sources)
+
+
+def _listening(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise BadArgument(
+            f"no Ray cluster at {address}: {error.strerror or error}",
+            fix="start one by: ray start --head; or write --ray local",
+        ) from None
 
 
 def _cause(error: Any) -> BaseException:
