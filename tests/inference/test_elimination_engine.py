@@ -175,3 +175,45 @@ def test_conditions_params_and_refusals() -> None:
     with pytest.raises(BadArgument):
         Elimination(most=1)
     assert "summed variable by variable" in Elimination().target()
+
+
+def test_a_tree_equals_the_sweeps_of_bffg() -> None:
+    """Mutation along a phylogeny of seven nodes, observed at its leaves."""
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+
+    from lmppl.inference.bffg import backward, tree
+    from lmppl.inference.bffg.finite import Finite, FiniteLeaf
+
+    parents = [-1, 0, 0, 1, 1, 2, 2]
+    rng = np.random.default_rng(3)
+    moves, root = rng.dirichlet(np.ones(3), (7, 3)), rng.dirichlet(np.ones(3))
+    shows = rng.dirichlet(np.ones(3), 3)
+    seen = {3: 0, 4: 2, 5: 1, 6: 1}
+
+    @program
+    def phylogeny() -> Any:
+        x: list[int] = []
+        for i, u in enumerate(parents):
+            law = root if u < 0 else moves[i, x[u]]
+            x.append(sample(f"x{i}", Categorical([0, 1, 2], law.tolist())))
+            if i in seen:
+                observe(f"y{i}", Categorical([0, 1, 2], shows[x[i]].tolist()), seen[i])
+        return x[0]
+
+    found = infer(phylogeny, engine=Elimination(draws=2))
+    with jax.enable_x64(True):
+        likelihood = np.stack([shows[:, seen[i]] for i in seen])
+        model = tree(
+            parents,
+            lambda p, c: Finite(c),
+            lambda p, c: Finite(jnp.asarray(root)),
+            list(seen),
+            lambda p, c: FiniteLeaf(c[:, None]),
+            covariates=moves,
+            leaf_covariates=likelihood,
+        )
+        swept = backward(model, jnp.zeros(len(seen)))
+        assert found.log_evidence == pytest.approx(float(swept.log_evidence), abs=1e-10)
+    exact = infer(phylogeny, engine=Enumerate())
+    assert found.marginal().total_variation(exact.marginal()) < 1e-12
