@@ -11,7 +11,8 @@ symbolic links are followed. Connections are few and short, so that a slow one h
 | 400 | `Host` is missing, doubled, or another authority |
 | 403 | another origin, or any method but GET and HEAD |
 | 404 | everything that is not a visible file of a known kind in the folder |
-| 503 | more than `MOST` requests at once |
+
+Beyond `MOST` connections at once a new one is closed unread.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from urllib.parse import unquote, urlsplit
 
 from lmppl.errors import BadArgument, DataError
 
-MOST = 16
-"""Requests at once."""
+MOST = 128
+"""Connections at once."""
 TIMEOUT = 10.0
 """Seconds that a connection may stay silent."""
 KINDS = {
@@ -62,6 +63,7 @@ class Viewer(socketserver.ThreadingMixIn, HTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = MOST
 
     def __init__(
         self,
@@ -109,6 +111,20 @@ class Viewer(socketserver.ThreadingMixIn, HTTPServer):
             return None
         return file.read_bytes(), kind
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own, while there is room."""
+        if self.free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Until it is answered, or has been silent for too long."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks off is no news."""
 
@@ -135,20 +151,14 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = refuse
 
     def _answer(self, body: bool) -> None:
-        if not self.server.free.acquire(blocking=False):
-            self._send(503, b"busy\n")
-            return
-        try:
-            code = self._trusted()
-            found = self.server.find(self.path) if code == 200 else None
-            if code != 200:
-                self._send(code, b"this viewer answers its own pages alone\n", body=body)
-            elif found is None:
-                self._send(404, b"no such page\n", body=body)
-            else:
-                self._send(200, *found, body=body)
-        finally:
-            self.server.free.release()
+        code = self._trusted()
+        found = self.server.find(self.path) if code == 200 else None
+        if code != 200:
+            self._send(code, b"this viewer answers its own pages alone\n", body=body)
+        elif found is None:
+            self._send(404, b"no such page\n", body=body)
+        else:
+            self._send(200, *found, body=body)
 
     def _trusted(self) -> int:
         """200, or the code of the refusal."""
