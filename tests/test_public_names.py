@@ -15,6 +15,7 @@ import pytest
 PUBLIC = [
     "lmppl",
     "lmppl.graphs",
+    "lmppl.graphs.methods",
     "lmppl.handlers",
     "lmppl.inference",
     "lmppl.inference.learning",
