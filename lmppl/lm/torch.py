@@ -9,8 +9,8 @@ What makes it fit for inference with many particles:
   keys and values and computes nothing (`torch_store`);
 * drawing and weighting run beside the logits; three numbers per row reach the host (`torch_draw`).
 
-On the CPU in float32 a row does not depend on its batch beyond rounding, and Gumbel-max draws turn
-rounding into the same token except at near ties: `self_check` reports the rounding.
+A row depends on its batch by rounding alone, and Gumbel-max draws turn rounding into the same token
+except at near ties: `batch_gap` reports the rounding. With `deterministic=True` there is none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmppl.errors import BadArgument, ContextOverflow
+from lmppl.errors import BadArgument, CapabilityError, ContextOverflow
 from lmppl.lm import torch_files, torch_lora
 from lmppl.lm.base import Capabilities, Rows, Usage
 from lmppl.lm.continuous import advance_queue
@@ -78,6 +78,8 @@ class TorchLM(Tokenized):
             for running ones. 0 retains nothing.
         engine: how passes run; "auto" takes the fastest way that reproduces the model.
         adapters: folders of LoRA adapters by name; see `adapter`.
+        deterministic: whether a row must have the same bits in every batch, so that a string has
+            the same tokens whatever is drawn beside it; on the CPU in float32 (see `torch_same`).
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class TorchLM(Tokenized):
         kv_bytes: int | None = None,
         engine: Engine | Literal["auto"] = "auto",
         adapters: Mapping[str, str | Path] | None = None,
+        deterministic: bool = False,
     ) -> None:
         """Wrap a loaded model; see `load` for models by name."""
         self.threads = threads
@@ -99,8 +102,15 @@ class TorchLM(Tokenized):
         self._adapters = {n: torch_lora.read(n, Path(f)) for n, f in (adapters or {}).items()}
         for one in self._adapters.values():
             torch_lora.install(model, one)
+        exact = model.device.type == "cpu" and model.dtype == torch.float32
+        if deterministic and not exact:
+            raise CapabilityError(
+                f"{name!r} cannot be deterministic on {model.device} in {model.dtype}",
+                fix='load it with device="cpu", dtype="float32", or leave deterministic out',
+            )
         with self.computing():
-            self.network = Network(model, engine)
+            # only our own attention can keep rows apart
+            self.network = Network(model, "slots" if deterministic else engine, same=deterministic)
         self.tokenizer = HFTokenizer(tokenizer, self.network.width, _eos(model))
         self.device = self.network.device
         self.dtype = self.network.dtype
@@ -113,7 +123,7 @@ class TorchLM(Tokenized):
             max_context=self.network.max_context,
             eos_ids=self.tokenizer.eos_ids,
             bos_id=self.tokenizer.bos_id,
-            capabilities=Capabilities(batch_invariant=on_cpu and self.dtype == torch.float32),
+            capabilities=Capabilities(batch_invariant=deterministic),
             usage=self.network.usage,
         )
         self.source = source
@@ -146,7 +156,7 @@ class TorchLM(Tokenized):
             device: "cuda", "mps" or "cpu"; None takes the first of these that exists.
             dtype: a torch dtype or its name; None means bfloat16 on CUDA and float32 elsewhere.
             name: what the ledger calls it; None takes the folder's name.
-            options: source, threads, kv_bytes, engine, adapters: see the class.
+            options: source, threads, kv_bytes, engine, adapters, deterministic: see the class.
         """
         folder = Path(path)
         model, tokenizer = torch_files.read(folder, device, dtype)

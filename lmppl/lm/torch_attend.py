@@ -44,6 +44,8 @@ class Pass:
     """Slots of the pages that are begun if there are none to append to."""
     gather: Tensor
     """Positions of the flattened [b · Q] hidden states whose next-token scores are wanted."""
+    same: bool = False
+    """Whether the results must not depend on the batch (see `torch_same`)."""
 
     def __post_init__(self) -> None:
         """Find the slots to write and the pages to read, once for all layers."""
@@ -76,8 +78,10 @@ class Pass:
             self.columns.append(c)
             starts.append(start[self.rows])
             self.total += used
-        self._starts = starts
-        self.full = all(p.everybody for p in self.parts)
+        self.starts = starts
+        """Of each column, the position of its first slot in each row [b]."""
+        self.prepared: dict[str, Any] = {}
+        """What other ways to attend have prepared for all layers."""
         self.heard: dict[int, int] = {}
         """The sliding window that each layer attended with (0: none)."""
         self._bias: dict[tuple[int, torch.dtype], Tensor | None] = {}
@@ -94,7 +98,7 @@ class Pass:
 
     def _make_bias(self, window: int, dtype: torch.dtype) -> Tensor | None:
         seen = np.zeros((len(self.rows), self.width, self.total), dtype=bool)
-        for c, p, start in zip(self.columns, self.parts, self._starts, strict=True):
+        for c, p, start in zip(self.columns, self.parts, self.starts, strict=True):
             slot = np.arange(p.used)
             end = c.count[self.rows][:, None]
             if c is self.written:
@@ -196,6 +200,12 @@ def attend(
     window, cap = int(kwargs.get("sliding_window") or 0), kwargs.get("softcap")
     layer = int(module.layer_idx)
     current.heard[layer] = window
+    if current.same and cap is not None:
+        raise NotImplementedError("deterministic attention with softcap")
+    if current.same:
+        from lmppl.lm.torch_same import attend_same
+
+        return attend_same(current, layer, query, scale, window).transpose(1, 2), None
     bias = current.bias(window, query.dtype)
     if current.width > FEW and cap is None:
         result = _over_joined(current, layer, query, bias, scale)

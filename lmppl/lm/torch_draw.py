@@ -54,10 +54,10 @@ def normalise(x: Tensor) -> Normaliser:
     """One pass: row maximum, then exp, summed by blocks and in total."""
     top = x.amax(dim=1, keepdim=True)
     top = torch.where(top == NEG_INF, 0.0, top)
-    mass = torch.sub(x, top).exp_()
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     if x.shape[1] <= WIDE:
-        return Normaliser(top, mass.sum(dim=1).to(wide).log(), None)
+        return Normaliser(top, torch.sub(x, top).to(wide).exp_().sum(dim=1).log(), None)
+    mass = torch.sub(x, top).exp_()
     whole = x.shape[1] // BLOCK * BLOCK
     blocks = mass[:, :whole].view(len(mass), -1, BLOCK).sum(dim=2)
     if whole < x.shape[1]:

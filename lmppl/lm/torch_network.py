@@ -28,6 +28,7 @@ from lmppl.lm.torch_cache import Block
 from lmppl.lm.torch_native import NativeBlock
 from lmppl.lm.torch_pages import Layout, Shape
 from lmppl.lm.torch_prefill import Limits, Sink
+from lmppl.lm.torch_same import same_bits
 from lmppl.types import Ids, Ints
 
 Engine = Literal["slots", "native", "recompute"]
@@ -42,10 +43,14 @@ class Network:
     Args:
         model: a loaded `…ForCausalLM`.
         engine: one of the three ways, or "auto".
+        same: whether a row must have the same bits in every batch (see `torch_same`).
     """
 
-    def __init__(self, model: Any, engine: Engine | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self, model: Any, engine: Engine | Literal["auto"] = "auto", *, same: bool = False
+    ) -> None:
         """Choose the way to run it."""
+        self.same = same
         self.model = model.eval()
         self.head = model.get_output_embeddings()
         if self.head is None:
@@ -97,26 +102,26 @@ class Network:
             ids[r, : len(one)] = one
         flat = [r * width + offset for r, offsets in enumerate(wanted) for offset in offsets]
         gather = torch.tensor(flat, dtype=torch.int64, device=self.device)
-        scores = self._run(Pass(block, rows, width, room, gather), ids, counts)
-        return scores
+        return self._run(Pass(block, rows, width, room, gather, self.same), ids, counts)
 
     def step(self, block: Block, tokens: Ints) -> Tensor:
         """Append tokens [B, Q] to all rows of a block; the scores [B, V] after the last."""
         count, width = tokens.shape
         gather = torch.arange(width - 1, count * width, width, device=self.device)
-        current = Pass(block, np.arange(count), width, block.fresh_room(), gather)
+        current = Pass(block, np.arange(count), width, block.fresh_room(), gather, self.same)
         return self._run(current, tokens, np.full(count, width, dtype=np.int64))
 
     def _run(self, current: Pass, ids: Ints, counts: Ints) -> Tensor:
         ACTIVE.current = current
         try:
-            out = self.model(
-                input_ids=torch.from_numpy(np.ascontiguousarray(ids)).to(self.device),
-                attention_mask=self._bare_mask,
-                position_ids=current.positions.clamp(max=self.max_context - 1),
-                use_cache=True,
-                **{self._cache_name: PagedCache(current)},
-            )
+            with same_bits(self.same):
+                out = self.model(
+                    input_ids=torch.from_numpy(np.ascontiguousarray(ids)).to(self.device),
+                    attention_mask=self._bare_mask,
+                    position_ids=current.positions.clamp(max=self.max_context - 1),
+                    use_cache=True,
+                    **{self._cache_name: PagedCache(current)},
+                )
         finally:
             ACTIVE.current = None
         self._heard = current.heard

@@ -811,9 +811,10 @@ def test_load_by_path(folder: Path) -> None:
     assert lm.eos_ids == {2} and lm.bos_id is None and lm.max_context == 96
     assert lm.fingerprint == load(str(folder), device="cpu").fingerprint
     assert lm.fingerprint.startswith(f"{folder.name}:float32:")
-    assert lm.capabilities.batch_invariant
+    assert not lm.capabilities.batch_invariant and 0 <= lm.batch_gap < 1e-4
+    assert load(str(folder), device="cpu", deterministic=True).capabilities.batch_invariant
     half = load(str(folder), device="cpu", dtype="bfloat16")
-    assert not half.capabilities.batch_invariant and half.fingerprint != lm.fingerprint
+    assert half.batch_gap < 0.2 and half.fingerprint != lm.fingerprint
 
 
 def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_loaded_by_path(small: ModuleType, tmp_path: Path) -> None:
         lm.adapter("b")
 
 
-WRONG = {
+WRONG: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True},
     "bias": {"bias": "all"},
     "saved": {"modules_to_save": ["lm_head"]},
