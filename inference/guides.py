@@ -21,6 +21,9 @@ from lmppl.trace import Entry, Trace
 from lmppl.types import Floats
 from lmppl.weights import NEG_INF, log_add, log_sum_exp
 
+RUNS, SCORES = 32, 100_000
+"""Runs whose scores are kept, and scores of each."""
+
 
 def reward_guide(reward: Any, at: Any = None, *, floor: float = 1e-3, **options: Any) -> Guide:
     """h = the reward of the steps so far, a number in [0, 1]."""
@@ -29,6 +32,9 @@ def reward_guide(reward: Any, at: Any = None, *, floor: float = 1e-3, **options:
 
 def value_guide(value: Value, *, floor: float = 1e-3, **declared: Any) -> Guide:
     """h = link(aggregate of the scores so far); 1 before the first step.
+
+    A prefix is scored once in a run: later barriers, and other particles that share it, find its
+    score.
 
     Args:
         value: the value function.
@@ -42,8 +48,16 @@ def value_guide(value: Value, *, floor: float = 1e-3, **declared: Any) -> Guide:
             fix="write Guide.value(Value(score, at=...))",
         )
 
+    runs: dict[int, tuple[Env, dict[Any, float]]] = {}
+
     def ask(trace: Trace, env: Env) -> Any:
-        return value.step(steps_of(trace, value.at), env)
+        # the key is an address in memory, which the entry keeps from being used again
+        if id(env) not in runs and len(runs) >= RUNS:
+            runs.clear()
+        known = runs.setdefault(id(env), (env, {}))[1]
+        if len(known) >= SCORES:
+            known.clear()
+        return value.step(steps_of(trace, value.at), env, known)
 
     return Guide(ask, steps=True, floor=floor, name=value.formula("t"), **declared)
 

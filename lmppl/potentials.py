@@ -20,11 +20,12 @@ that forks later replays them, so no step is ever scored twice in one lineage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from lmppl.context import local
-from lmppl.distributions import gather
+from lmppl.distributions import after, gather
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, excerpt
 from lmppl.jobs import Env, Step
@@ -268,13 +269,30 @@ class Value(Aggregated):
     def process(self, message: Message) -> None:
         """No step is touched."""
 
-    def step(self, values: Sequence[Any], env: Env) -> Step[float]:
-        """ψ of the steps so far: a number, or a job that finds it."""
+    def step(
+        self, values: Sequence[Any], env: Env, known: dict[Any, float] | None = None
+    ) -> Step[float]:
+        """ψ of the steps so far: a number, or a job that finds it.
+
+        Scores in `known` are not asked for, and new ones are put there.
+        """
         first = 0 if self.aggregate != "last" else max(len(values) - 1, 0)
-        asked = [
-            (lambda n=n: self.reward.score(self.seen(values[:n]), env))
-            for n in range(first + 1, len(values) + 1)
-        ]
+
+        def ask(n: int) -> Step[float]:
+            given = self.seen(values[:n])
+            if known is None or not isinstance(given, Hashable):
+                return self.reward.score(given, env)
+            found = known.get(given)
+            if found is not None:
+                return found
+
+            def keep(score: float) -> float:
+                known[given] = score
+                return score
+
+            return after(self.reward.score(given, env), keep)  # type: ignore[no-any-return]
+
+        asked = [partial(ask, n) for n in range(first + 1, len(values) + 1)]
         return gather(asked, lambda scores: self.total([float(r) for r in scores]))  # type: ignore[no-any-return]
 
     def term(self) -> str:

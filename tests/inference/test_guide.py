@@ -33,6 +33,7 @@ from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import History, population_posterior
 from lmppl.lm.table import TableLM
 from lmppl.potentials import Prefix, Value
+from lmppl.steps import steps_of
 from lmppl.testing import LawBroken, assert_properly_weighted, check_guide, enumerate_exact
 from lmppl.trace import Entry, SoFar, Trace
 from lmppl.weights import exp, log_mean_exp
@@ -366,3 +367,37 @@ def test_bad_arguments(make: Any, message: str) -> None:
 def test_bad_values(guide: Any, message: str) -> None:
     with pytest.raises(LmpplError, match=message):
         infer(chain, engine=SMC(2, always=True, guide=guide), lm=AB)
+
+
+@pytest.mark.parametrize("aggregate", ["prod", "min", "mean", "last"])
+def test_a_prefix_is_scored_once(aggregate: str) -> None:
+    """Four steps, 16 particles: one question for each distinct prefix, whatever the aggregate."""
+    asked: list[str] = []
+
+    def judge(text: str) -> float:
+        asked.append(text)
+        return 0.5 + 0.1 * text.count("a")
+
+    @program
+    def steps() -> str:
+        text = ""
+        for i in range(4):
+            text = text + sample(f"step{i}", LM(text, max_tokens=1))
+        return str(text)
+
+    guide = Guide.value(Value(judge, at="step*", link="probability", aggregate=aggregate))
+    lm = TableLM.random(["a", "b"], seed=2)
+    engine = SMC(16, always=True, guide=guide)
+    first = infer(steps, engine=engine, lm=lm, seed=0)
+    assert len(asked) == len(set(asked))
+    again = infer(steps, engine=engine, lm=lm, seed=0)  # a run of its own
+    assert len(asked) == 2 * len(set(asked))
+    assert first.log_evidence == again.log_evidence
+    plain = Guide(
+        lambda trace, env: Value(
+            judge, at="step*", link="probability", aggregate=aggregate
+        ).step(steps_of(trace, ("step*",)), env),
+        steps=True, floor=1e-3,
+    )  # fmt: skip
+    without = infer(steps, engine=SMC(16, always=True, guide=plain), lm=lm, seed=0)
+    assert without.log_evidence == first.log_evidence
