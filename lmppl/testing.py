@@ -11,6 +11,7 @@ a few tokens, two or three particles, strings of one or two tokens.
 | a language model | `check_language_model(my_model)` |
 | a guide | `check_guide(guide, program, lm=tiny)` |
 | a regular expression | `check_constraint(tiny, "a*b")` |
+| a token-level potential | `assert_potential_laws(potential, tiny)` |
 | a resampling scheme | `check_resampling(scheme)` |
 
 `enumerate_exact(program, lm=tiny)` gives the exact unnormalised measure, `outcomes(run)` walks the
@@ -39,6 +40,7 @@ from lmppl.enumerator import (
 from lmppl.errors import excerpt
 from lmppl.laws import check_constraint, check_distribution, check_guide
 from lmppl.lm.laws import check_language_model
+from lmppl.potential_laws import assert_potential_laws
 from lmppl.random import Chance, GumbelMax
 from lmppl.trace import Trace
 from lmppl.types import Floats, Ints, Key, Keys
@@ -50,6 +52,7 @@ __all__ = [
     "Measure",
     "Outcome",
     "Weighting",
+    "assert_potential_laws",
     "assert_properly_weighted",
     "check_constraint",
     "check_distribution",
