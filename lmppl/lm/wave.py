@@ -63,7 +63,8 @@ def draw_whole(
         chance: who answers the draws.
         made: makes the result of a string.
     """
-    if lm.draws_strings:
+    n = len(contexts)
+    if lm.draws_strings or (lm.bounded and lm.fits(contexts, [law.max_tokens] * n) < n):
         return _drawn_elsewhere(lm, law, contexts, keys, chance, made)
     rows = lm.open(contexts)
     noise, laws = np.array(keys, dtype=np.uint64), [law.token] * len(contexts)
@@ -89,7 +90,7 @@ def _drawn_elsewhere(
     chance: Chance,
     made: Made,
 ) -> Wave:
-    """The same where the token loop is the server's."""
+    """The same where the token loop is the model's own: a server, or more strings than fit."""
     states = [StringState(law, c, k) for c, k in zip(contexts, keys, strict=True)]
     passes = lm.advance(states, chance, None)
     results = [made(s.ids, s.logps, s.logw, s.logq, s.finish) for s in states]

@@ -13,7 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from lmppl import LM, program, sample  # noqa: E402
 from lmppl.constraints import Constraint  # noqa: E402
+from lmppl.inference import SMC, Importance, infer  # noqa: E402
+from lmppl.inference import tokens as every  # noqa: E402
 from lmppl.lm.base import TokenLaw  # noqa: E402
 from lmppl.lm.continuous import advance_queue  # noqa: E402
 from lmppl.lm.generate import StringLaw, StringState, advance  # noqa: E402
@@ -115,3 +118,24 @@ def test_one_string_larger_than_memory_runs_alone(pair: Any) -> None:
     states = strings([StringLaw(3)], 3)
     advance(pair.lm, states, GumbelMax())
     assert all(s.finish == "length" and len(s.ids) == 3 or s.finish == "eos" for s in states)
+
+
+@pytest.mark.parametrize("engine", [Importance(24), SMC(24, resample_at=every(2), always=True)])
+def test_a_program_larger_than_memory(pair: Any, engine: Any) -> None:
+    """The same posterior, trace by trace, whether the particles fit at once or not."""
+
+    @program
+    def two() -> str:
+        first = sample("first", LM("the cat", max_tokens=6, stop="t"))
+        return str(first) + str(sample("second", LM(f"a{first}", max_tokens=4)))
+
+    whole = infer(two, engine=engine, lm=pair.lm, seed=1)
+    pair.lm.clear_cache()
+    pair.lm.live_bytes = 120 * pair.lm.network.layout.token_bytes
+    sizes = watch(pair.lm)
+    parts = infer(two, engine=engine, lm=pair.lm, seed=1)
+    assert max(sizes) < 24
+    assert [t.result for t in parts.traces] == [t.result for t in whole.traces]
+    assert parts.log_evidence == pytest.approx(whole.log_evidence, abs=1e-4)
+    costs = [p.ledger.models["llama"] for p in (parts, whole)]
+    assert costs[0].tokens_out == costs[1].tokens_out and costs[0].passes > costs[1].passes
