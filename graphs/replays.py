@@ -15,6 +15,7 @@ from typing import Any
 from lmppl.choice import Choice
 from lmppl.distributions import Categorical, Distribution, fingerprint_of
 from lmppl.eager import EagerContext
+from lmppl.graphs.record import is_recorded
 from lmppl.messages import Message
 from lmppl.messengers import placed
 from lmppl.numpyro import NumPyro, plain
@@ -88,10 +89,11 @@ class Replay(EagerContext):
         """Keep what the site was asked with, and give it its value."""
         op = message.op
         if op == "plate":
-            self.plates[message.address] = len(message.args)
+            if message.grow is None:
+                self.plates[message.address] = len(message.args)
             super().answer(message)
             return
-        if op not in KINDS:
+        if op not in KINDS or (op == "deterministic" and is_recorded(message.value)):
             super().answer(message)
             return
         event = Event(op, message.address, message.dist, message.value, _inputs(message))

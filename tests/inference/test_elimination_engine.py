@@ -217,3 +217,41 @@ def test_a_tree_equals_the_sweeps_of_bffg() -> None:
         assert found.log_evidence == pytest.approx(float(swept.log_evidence), abs=1e-10)
     exact = infer(phylogeny, engine=Enumerate())
     assert found.marginal().total_variation(exact.marginal()) < 1e-12
+
+
+def test_a_thought_graph_is_summed_too() -> None:
+    """Its nodes are sites, its edges scopes; the record of the run is no site."""
+    from lmppl.graphs import Node, graph, graph_of, tables_of
+
+    @program
+    def thoughts() -> Any:
+        def root() -> str:
+            return str(sample("t", Categorical({"a": 0.3, "b": 0.7})))
+
+        def left(root: str) -> str:
+            return str(sample("t", Categorical({"a": 0.9 if root == "a" else 0.2, "b": 0.5})))
+
+        def right(root: str) -> str:
+            return str(sample("t", Categorical({"a": 0.6 if root == "a" else 0.1, "b": 0.5})))
+
+        def merge(left: str, right: str) -> str:
+            observe("same", Bernoulli(0.9 if left == right else 0.2), True)
+            return left + right
+
+        nodes = [
+            Node("root", root),
+            Node("left", left, ["root"]),
+            Node("right", right, ["root"]),
+            Node("merge", merge, ["left", "right"]),
+        ]
+        return graph("plan", nodes)["merge"]
+
+    want = {("root", "left"), ("root", "right"), ("left", "merge"), ("right", "merge")}
+    ends = {"root": "root/t", "left": "left/t", "right": "right/t", "merge": "merge/same"}
+    assert set(graph_of(thoughts).edges) == {
+        (f"plan/{ends[u]}", f"plan/{ends[v]}") for u, v in want
+    }
+    assert tables_of(thoughts).scopes["plan/merge/same"] == ("plan/left/t", "plan/right/t")
+    found, exact = infer(thoughts, engine=Elimination(draws=4)), infer(thoughts, engine=Enumerate())
+    assert found.log_evidence == pytest.approx(exact.log_evidence, abs=1e-12)
+    assert found.marginal().total_variation(exact.marginal()) < 1e-12
