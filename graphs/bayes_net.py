@@ -4,7 +4,7 @@
 
 The same network is answered here by elimination, is a program of this package (`net.program()`,
 for any engine), a Pyro model with enumerated sites (`lmppl.graphs.pyro_net`) and a NumPyro model
-(`lmppl.graphs.numpyro_net`).
+(`lmppl.graphs.numpyro_net`), and a networkx graph.
 """
 
 from __future__ import annotations

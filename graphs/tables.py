@@ -7,7 +7,8 @@ listed or its observation scored, all prompts of the whole program in one batch.
 model is asked once per distinct prompt, not once per trace: the sum of the tables, where
 enumeration needs their product.
 
-A variable whose site some runs do not have takes the value `ABSENT` in these.
+A variable whose site some runs do not have takes the value `ABSENT` in these. `to_networkx` gives
+the scopes as a networkx graph.
 """
 
 from __future__ import annotations

@@ -240,9 +240,9 @@ def test_a_thought_graph_is_summed_too() -> None:
 
         nodes = [
             Node("root", root),
-            Node("left", left, ["root"]),
-            Node("right", right, ["root"]),
-            Node("merge", merge, ["left", "right"]),
+            Node("left", left, ("root",)),
+            Node("right", right, ("root",)),
+            Node("merge", merge, ("left", "right")),
         ]
         return graph("plan", nodes)["merge"]
 
