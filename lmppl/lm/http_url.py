@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from lmppl.errors import BadArgument
 
@@ -45,6 +44,8 @@ def parse(name: str) -> tuple[Address, dict[str, Any]]:
     >>> parse("vllm:Qwen/Qwen3-8B")[0]
     Address(base='http://localhost:8000', kind='vllm', model='Qwen/Qwen3-8B', loopback=True)
     """
+    from urllib.parse import urlsplit  # here, since `import lmppl` reads this file
+
     kind, _, rest = name.partition(":")
     if kind not in PORTS:
         kind, rest = "", name
@@ -70,6 +71,8 @@ def parse(name: str) -> tuple[Address, dict[str, Any]]:
 
 
 def _options(query: str) -> dict[str, Any]:
+    from urllib.parse import parse_qsl
+
     found: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key in NUMBERS:
