@@ -112,8 +112,8 @@ def test_bit_equal_to_the_sequential_program(seed: int) -> None:
 def test_total_variation_at_20000_runs() -> None:
     """TV between the drawn joint law of two nodes and the exact one of the sequential program.
 
-    The standard error of a frequency is at most ½ / √R = 0.0035; the two programs share their
-    draws, so the distance between their frequencies is exactly 0.
+    The standard error of a frequency is at most ½ / √R = 0.0035; that the two programs have the
+    same draws is tested above.
     """
 
     def ends(trace: Any) -> Any:
@@ -121,9 +121,7 @@ def test_total_variation_at_20000_runs() -> None:
 
     exact = infer(sequential, DIAMOND, engine=Enumerate(), lm=AB).marginal(ends)
     drawn = infer(parallel, DIAMOND, engine=Importance(20_000), lm=AB, seed=3).marginal(ends)
-    ours = infer(sequential, DIAMOND, engine=Importance(20_000), lm=AB, seed=3).marginal(ends)
     keys = set(exact) | set(drawn)
-    assert sum(abs(drawn.get(k, 0.0) - ours.get(k, 0.0)) for k in keys) < 1e-12
     assert 0.5 * sum(abs(drawn.get(k, 0.0) - exact.get(k, 0.0)) for k in keys) <= 0.01
 
 
