@@ -2,8 +2,8 @@
 
 Engines are generators that yield jobs. The scheduler runs every generator until it waits; when
 nobody runs, all askers are known, and all waiting model jobs become one batch per model and kind.
-There are no timers. Effects run beside it, on threads and on one event loop; a batch never waits
-for them, their particles join the next one.
+There are no timers. Effects run beside it, on threads and on one event loop, and so do requests to
+reward endpoints; a batch never waits for them, their particles join the next one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from lmppl import context
-from lmppl.batches import run_lm_jobs
+from lmppl.batches import call, distinct_inputs, run_lm_jobs, settle
 from lmppl.errors import Deadlock, Suspended
 from lmppl.inference.population import Jobs
 from lmppl.inference.site_costs import charge_sites
-from lmppl.jobs import Effect, Generate, Job, Score
+from lmppl.jobs import Batch, Effect, Generate, Job, Score
 from lmppl.outside import EffectRunner
 from lmppl.random import Chance
 
@@ -36,6 +36,8 @@ class _Client:
         self.completed: Sequence[Job] = ()
         self.asked: list[Generate | Score] = []
         """Its model jobs of the next batch."""
+        self.outside: list[Batch] = []
+        """Those of the next requests beside it."""
         self.started = False
 
 
@@ -59,6 +61,7 @@ def drive_many(
     makers = enumerate(runs)
     clients: dict[int, _Client] = {}
     of_effect: dict[int, _Client] = {}
+    requests = _Requests(effects)
     exhausted = False
     context.engines_running += 1
     collector = _Collector()
@@ -110,6 +113,8 @@ def drive_many(
                     if type(job) is Effect:
                         of_effect[id(job)] = client
                         effects.submit(job)
+                    elif type(job) is Batch and job.beside:
+                        client.outside.append(job)
                     else:
                         client.asked.append(job)  # type: ignore[arg-type]
                 if not client.waiting:
@@ -117,6 +122,7 @@ def drive_many(
                         "an engine waits, and none of its jobs runs", fix="report this as a bug"
                     )
             collector.sweep()
+            requests.send(clients.values())
             asking = [c for c in clients.values() if c.asked]
             if asking:
                 if observer is not None:
@@ -127,16 +133,69 @@ def drive_many(
                     collector.resume()
                     yield client.index, failure
                     collector.pause()
-            elif clients and not any(c.completed or not c.started for c in clients.values()):
-                _complete(effects.done.get(), of_effect)
-            while not effects.done.empty():
-                _complete(effects.done.get(), of_effect)
+            wait = not asking and bool(clients)
+            wait = wait and not any(c.completed or not c.started for c in clients.values())
+            while wait or not effects.done.empty():
+                wait, done_effect = False, effects.done.get()
+                for client, broken in requests.finished(done_effect):
+                    if clients.pop(client.index, None) is not None:
+                        client.run.close()
+                        collector.resume()
+                        yield client.index, broken
+                        collector.pause()
+                _complete(done_effect, of_effect)
     finally:
         collector.resume()
         context.engines_running -= 1
         for client in clients.values():
             client.run.close()
         effects.close()
+
+
+class _Requests:
+    """Calls of functions that wait for the outside world: `Batch` jobs that are `beside`."""
+
+    def __init__(self, effects: EffectRunner) -> None:
+        self._effects = effects
+        self._sent: dict[int, tuple[Effect, list[tuple[_Client, Batch]], list[int]]] = {}
+
+    def send(self, clients: Iterable[_Client]) -> None:
+        """Call each function for all who ask it, a part of the inputs on each thread."""
+        groups: dict[Any, list[tuple[_Client, Batch]]] = {}
+        for client in clients:
+            for job in client.outside:
+                groups.setdefault(job.fn, []).append((client, job))
+            client.outside = []
+        for function, asked in groups.items():
+            inputs, rows = distinct_inputs([job for _, job in asked])
+            size = asked[0][1].size or len(inputs)
+            parts: list[list[tuple[_Client, Batch]]] = [[] for _ in range(0, len(inputs), size)]
+            places: list[list[int]] = [[] for _ in parts]
+            for one, row in zip(asked, rows, strict=True):
+                parts[row // size].append(one)
+                places[row // size].append(row % size)
+            for n, (part, place) in enumerate(zip(parts, places, strict=True)):
+                given = inputs[n * size : (n + 1) * size]
+                effect = Effect(call, (function, given), {}, None, "reward")
+                self._sent[id(effect)] = effect, part, place
+                self._effects.submit(effect)
+
+    def finished(self, effect: Effect) -> list[tuple[_Client, BaseException]]:
+        """Hand the outputs over; the runs whose call failed, with the error."""
+        found = self._sent.pop(id(effect), None)
+        if found is None:
+            return []
+        _, part, place = found
+        outputs, error = effect.outcome
+        if error is not None:
+            if not isinstance(error, Exception) or isinstance(error, (MemoryError, Suspended)):
+                raise error
+            return [(c, error) for c in {id(c): c for c, _ in part}.values()]
+        settle([job for _, job in part], place, outputs)
+        for client, job in part:
+            client.waiting -= 1
+            client.completed = [*client.completed, job]
+        return []
 
 
 class _Collector:

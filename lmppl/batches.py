@@ -128,6 +128,12 @@ def _score(jobs: Sequence[Score]) -> None:
 
 def _ask(function: Callable[[list[Any]], Sequence[Any]], jobs: Sequence[Batch]) -> None:
     """Call a function once, with what differs among the inputs."""
+    inputs, rows = distinct_inputs(jobs)
+    settle(jobs, rows, call(function, inputs))
+
+
+def distinct_inputs(jobs: Sequence[Batch]) -> tuple[list[Any], list[int]]:
+    """The inputs of jobs, each once, and which of them each job has."""
     place: dict[Any, int] = {}
     inputs: list[Any] = []
     rows: list[int] = []
@@ -137,12 +143,22 @@ def _ask(function: Callable[[list[Any]], Sequence[Any]], jobs: Sequence[Batch]) 
             place[key] = len(inputs)
             inputs.append(j.input)
         rows.append(place[key])
+    return inputs, rows
+
+
+def call(function: Callable[[list[Any]], Sequence[Any]], inputs: list[Any]) -> list[Any]:
+    """The outputs of a function, one for each input."""
     outputs = list(function(inputs))
     if len(outputs) != len(inputs):
         raise BadArgument(
             f"{getattr(function, '__qualname__', function)} gave {len(outputs)} outputs for {len(inputs)} inputs",
             fix="return one output per input, in order",
         )
+    return outputs
+
+
+def settle(jobs: Sequence[Batch], rows: Sequence[int], outputs: Sequence[Any]) -> None:
+    """Hand the outputs of one call to its jobs, and charge it."""
     books: set[int] = set()
     for j, row in zip(jobs, rows, strict=True):
         j.outcome = outputs[row]

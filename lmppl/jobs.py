@@ -171,14 +171,26 @@ class Score:
 
 
 class Batch:
-    """Ask a plain function of many inputs for one of them: it is called once for all who wait."""
+    """Ask a plain function of many inputs for one of them: it is called once for all who wait.
 
-    __slots__ = ("fn", "input", "ledger", "outcome", "owner", "then")
+    One that waits for the outside world is `beside`: it is called on threads, `size` inputs a call,
+    while model batches go on.
+    """
+
+    __slots__ = ("beside", "fn", "input", "ledger", "outcome", "owner", "size", "then")
 
     def __init__(
-        self, fn: Callable[[list[Any]], Sequence[Any]], given: Any, then: Callable[[Any], Any]
+        self,
+        fn: Callable[[list[Any]], Sequence[Any]],
+        given: Any,
+        then: Callable[[Any], Any],
+        *,
+        beside: bool = False,
+        size: int | None = None,
     ) -> None:
         """Keep the parts; jobs of an equal `fn` share its calls."""
+        self.beside = beside
+        self.size = size
         self.fn = fn
         self.input = given
         self.then = then

@@ -119,13 +119,24 @@ class Reward(ABC):
 class BatchedReward(Reward):
     """A reward that a plain function of many inputs gives."""
 
+    beside = False
+    """Whether it waits for the outside world: model batches do not wait for it then."""
+    size: int | None = None
+    """Inputs of one call at most, where it is `beside`."""
+
     @abstractmethod
     def scores(self, inputs: list[Any]) -> Sequence[Any]:
         """One number per input."""
 
     def score(self, given: Any, env: Env) -> Step[float]:
         """One input of the next shared call."""
-        return Batch(self.scores, given, lambda found: number(found, self.name))
+        return Batch(
+            self.scores,
+            given,
+            lambda found: number(found, self.name),
+            beside=self.beside,
+            size=self.size,
+        )
 
     @property
     def fingerprint(self) -> int:
@@ -273,7 +284,10 @@ class TorchReward(BatchedReward):
 
 
 class HttpReward(BatchedReward):
-    """An endpoint that gets all inputs in one request.
+    """An endpoint: all who wait are one request, or several at the same time.
+
+    Requests run beside the scheduler, as effects do: particles that do not wait for them go on, and
+    model batches are not held up.
 
     Args:
         url: POST {"inputs": [...]} gives a list of numbers, or {"scores": [...]}.
@@ -283,8 +297,11 @@ class HttpReward(BatchedReward):
         pause: seconds before the first of them.
         parse: from the decoded JSON to the list of numbers, for other endpoints.
         body: from the list of inputs to what is sent as JSON.
+        batch_size: inputs of one request at most; further ones are sent at the same time.
         name: for `target()` and the trace.
     """
+
+    beside = True
 
     def __init__(
         self,
@@ -296,6 +313,7 @@ class HttpReward(BatchedReward):
         pause: float = 0.5,
         parse: Callable[[Any], Sequence[Any]] | None = None,
         body: Callable[[list[Any]], Any] | None = None,
+        batch_size: int | None = None,
         name: str = "http",
     ) -> None:
         """Check the address."""
@@ -309,6 +327,9 @@ class HttpReward(BatchedReward):
             raise BadArgument(f"retries must be a non-negative integer, got {retries!r}")
         if not timeout > 0:
             raise BadArgument(f"timeout must be a positive number of seconds, got {timeout!r}")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
+            raise BadArgument(f"batch_size must be a positive integer, got {batch_size!r}")
+        self.size = batch_size
         self.url, self.headers, self.name = url, dict(headers or {}), name
         self.timeout, self.retries, self.pause = timeout, retries, pause
         self.parse, self.body = parse, body

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -202,6 +202,7 @@ class Endpoint:
     def __init__(self) -> None:
         self.fail: list[int] = []
         self.answer: Any = None
+        self.before: Callable[[], Any] = lambda: None
         self.requests: list[tuple[Any, str | None]] = []
         outer = self
 
@@ -210,6 +211,7 @@ class Endpoint:
                 size = int(self.headers["Content-Length"])
                 given = json.loads(self.rfile.read(size))
                 outer.requests.append((given, self.headers.get("Authorization")))
+                outer.before()
                 if outer.fail:
                     self.send_error(outer.fail.pop(0))
                     return
@@ -223,7 +225,7 @@ class Endpoint:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.server: HTTPServer = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/score"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -250,6 +252,48 @@ def test_http_is_one_request_per_wave(endpoint: Endpoint) -> None:
     assert (post.ledger.reward_calls, post.ledger.reward_passes) == (32, 2)
     exact = infer(rewarded, engine=Enumerate()).marginal()
     assert exact["aa"] == pytest.approx(0.5625)
+
+
+def test_http_requests_run_at_the_same_time(endpoint: Endpoint) -> None:
+    """Two inputs, one a request: the server answers none before both are there."""
+    together = threading.Barrier(2, timeout=20.0)
+    endpoint.before = together.wait
+    reward = Reward.http(endpoint.url, batch_size=1, retries=0)
+    rewarded = potentials.apply(letters, Factor(reward, link="probability", at="y"))
+    post = infer(rewarded, engine=Importance(particles=32), seed=2)
+    assert sorted(given["inputs"] for given, _ in endpoint.requests) == [["a"], ["b"]]
+    assert post.ledger.reward_passes == 2
+
+
+def test_model_batches_do_not_wait_for_a_request(endpoint: Endpoint) -> None:
+    """The server answers once another branch of the plate has been scored in a model batch."""
+    scored = threading.Event()
+
+    def answer() -> None:
+        assert scored.wait(20.0)
+
+    def judge(text: str) -> float:
+        scored.set()
+        return 0.5
+
+    endpoint.before = answer
+
+    @program
+    def branches() -> Any:
+        return plate("side", ["far", "near"], lambda at: sample(at, Uniform(["a", "b"])))
+
+    far = Factor(Reward.http(endpoint.url, retries=0), link="probability", at="far", of="last")
+    near = Factor(judge, link="probability", at="near", of="last")
+    rewarded = potentials.apply(potentials.apply(branches, far), near)
+    post = infer(rewarded, engine=Importance(particles=4), seed=0)
+    assert len(post) == 4 and len(endpoint.requests) == 1
+
+
+def test_a_failing_endpoint_fails_its_own_question(endpoint: Endpoint) -> None:
+    endpoint.answer = {"nothing": 1}
+    rewarded = potentials.apply(letters, Factor(Reward.http(endpoint.url), link="probability"))
+    with pytest.raises(BadArgument, match="did not send a list of numbers"):
+        infer(rewarded, engine=Importance(particles=4), seed=0)
 
 
 def test_http_tries_again(endpoint: Endpoint) -> None:
