@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 Score = Callable[[Sequence[Trace], Sequence[str]], Floats]
 """Partial traces and answers -> log p of each answer after each trace, per token [S, K]."""
 BINS = 20
+FLOOR = -50.0
+"""What a language model cannot say is this far away, in nats."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +149,19 @@ def landscape(
     )  # fmt: skip
 
 
-def by_model(lm: Any, prompt: Callable[[Trace], str]) -> Score:
+def by_model(lm: Any, prompt: Callable[[Trace], str], say: Callable[[str], str] = str) -> Score:
     """Scores of a language model: log p(answer | prompt(partial trace)) per token.
 
     Args:
         lm: a model, or its name.
         prompt: the text after which the answer would stand.
+        say: how an answer would stand there.
     """
 
     def score(traces: Sequence[Trace], choices: Sequence[str]) -> Floats:
         model = next(iter(as_models(lm).values()))
         contexts = [model.context(prompt(t)) for t in traces]
-        spelled = [model.spell(c) for c in choices]
+        spelled = [model.spell(say(c)) for c in choices]
         rows = model.score(
             [c for c in contexts for _ in spelled],
             [s for _ in contexts for s in spelled],
@@ -208,12 +211,12 @@ def _scored(
             fix=f"return one row per trace and one column per answer: {(len(nodes), len(choices))}",
         )
     every = np.full((len(forest), len(choices)), math.nan)
-    every[nodes] = found
+    every[nodes] = np.maximum(found, FLOOR)
     return every
 
 
 def _distances(log_probs: Floats) -> Floats:
-    d = np.minimum(-log_probs, 50.0)
+    d = -log_probs
     total = d.sum(axis=1, keepdims=True)
     even = np.full_like(d, 1.0 / max(d.shape[1], 1))
     return np.where(total > 0, np.divide(d, total, where=total > 0, out=even.copy()), even)

@@ -20,7 +20,7 @@ function summary() {
 }
 
 function answers() {
-  const most = Math.max(...S.answers.map((a) => a[1] || 0), 1e-12);
+  const most = Math.max(...S.answers.map((a) => Math.min(1, (a[1] || 0) + 2 * (a[2] || 0))), 1e-12);
   const all = view.answers ? S.answers : S.answers.slice(0, 12);
   put("answers", el("div", { class: "rows" }, all.map(([text, p, se], k) => {
     const spread = se ? `± ${show(se, 2)}` : S.exact ? "exact" : "";
@@ -114,19 +114,20 @@ function thoughts() {
   put("graph-pick", graphs.length > 1 && graphs.map((g, k) => el("button", { class: k === view.graph ? "on" : null, on: { click: () => { view.graph = k; thoughts(); } } }, g.name)));
   const graph = graphs[view.graph];
   put("thought-graph", el("p", { class: "sub" }, graph.say), el("div", { class: "scroll" }, thoughtGraph(graph)));
-  put("thought-detail");
+  if (graph.thoughts.length) thoughtDetail(graph, graph.thoughts.length - 1);
+  else put("thought-detail");
 }
 
 function land() {
   $("landscape-section").hidden = !S.landscape;
   if (!S.landscape) return;
-  const L = S.landscape, opts = { left: "start", right: "end" };
+  const L = S.landscape, far = Math.max(...L.heat.flatMap((h) => h[1].map((v) => v || 0)), 1e-9), opts = { left: "start", right: "end" };
   put("landscape", landscapeMap(), el("div", { class: "charts column" },
     lineChart("consistency: nearest answer is the final one", [{ values: L.consistency, colour: COLOURS[2] }], { ...opts, lo: 0, hi: 1 }),
     lineChart("uncertainty: entropy of the answers, bits", [{ values: L.uncertainty, colour: COLOURS[1] }], { ...opts, lo: 0 }),
     lineChart("perplexity of the thoughts", [{ values: L.perplexity, colour: COLOURS[0] }], opts)),
   el("div", { class: "scroll" }, el("table", { class: "heat" }, el("thead", null, el("tr", null, el("th", null, "mean distance, by progress"), L.answers.map((a, k) => el("th", null, el("i", { class: "dot", style: `background:${colour(k)}` }), " ", flat(a, 20))))),
-    el("tbody", null, L.heat.map(([name, row]) => el("tr", null, el("td", null, name), row.map((v) => el("td", { class: "n", style: v === null ? null : `background:rgba(68,119,170,${(0.75 * (1 - v)).toFixed(2)})` }, v === null ? "" : show(v, 2)))))))));
+    el("tbody", null, L.heat.map(([name, row]) => el("tr", null, el("td", null, name), row.map((v) => el("td", { class: "n", style: v === null ? null : `background:rgba(68,119,170,${(0.7 * (1 - v / far)).toFixed(2)})` }, v === null ? "" : show(v, 2)))))))));
 }
 
 function select(i) { view.particle = i; update(); }

@@ -173,14 +173,15 @@ function genealogy(canvas) {
 // -- the tree of thoughts -------------------------------------------------------------------------
 
 const QUIET = new Set(["observe", "factor", "plate", "call", "loop"]);
+const quiet = (node) => QUIET.has(opOf(node)) || S.graphs[node];
 
 // The next nodes below that say something; chains without a choice become one vertex.
 function below(node) {
   const out = [], stack = [...D.children[node]].reverse();
   while (stack.length) {
     const at = stack.pop();
-    if (QUIET.has(opOf(at)) && D.children[at].length) stack.push(...[...D.children[at]].reverse());
-    else if (!QUIET.has(opOf(at))) out.push(at);
+    if (quiet(at)) stack.push(...[...D.children[at]].reverse());
+    else out.push(at);
   }
   return out;
 }

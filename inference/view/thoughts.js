@@ -11,7 +11,7 @@ function graphsOf(particle) {
       reason: str(r[7]), attempts: r[8], weight: r[9], logp: r[10], calls: r[11], tokens: r[12], effects: r[13], critical: r[14],
     }));
     const [total, critical, sequential, rounds] = g.totals;
-    return { name: g.name, thoughts, say: `${count(total)} tokens, ${count(critical)} on the critical path; ${count(rounds)} rounds in place of ${count(sequential)}` };
+    return { name: g.name, thoughts, say: `${count(total)} tokens, ${count(critical)} on the critical path; ${count(rounds)} ${rounds === 1 ? "round" : "rounds"} in place of ${count(sequential)}` };
   });
   const place = new Map();
   const sites = nodes.filter((n) => !["plate", "call", "loop"].includes(opOf(n)) && !S.graphs[n]);
