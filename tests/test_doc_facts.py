@@ -39,6 +39,7 @@ BENEATH = {
     "lmppl.ledger": ["Ledger", "ModelCost"],
     "lmppl.tools": ["calculate", "evaluate"],
     "lmppl.inference.learning.torch_train": ["TrainableLM", "Training"],
+    "lmppl.inference.view": ["Landscape", "by_model", "landscape", "report_page"],
     "lmppl.inference.posterior": ["History", "population_posterior"],
     "lmppl.inference.population": ["Machine"],
     "lmppl.inference.particles": ["Particle"],
