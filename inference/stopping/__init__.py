@@ -9,6 +9,7 @@ See `docs/stopping.md`.
 from lmppl.inference.stopping.calibrate import Trial, calibrate, trial
 from lmppl.inference.stopping.chain import AnswerWindow, EndSignal, Momentum, convergence
 from lmppl.inference.stopping.criteria import BetaMajority, Budget, Secretary, Slope
+from lmppl.inference.stopping.rounds import Rounded, Rounds
 from lmppl.inference.stopping.rules import And, Consecutive, Or, Patience, Rule, State, Threshold
 from lmppl.inference.stopping.sequential import Adaptive, Pooled, Sequential, Stopped
 from lmppl.inference.stopping.signals import Readings
@@ -26,6 +27,8 @@ __all__ = [
     "Patience",
     "Pooled",
     "Readings",
+    "Rounded",
+    "Rounds",
     "Rule",
     "Secretary",
     "Sequential",
