@@ -36,6 +36,7 @@ from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.posterior import History, population_posterior
 from lmppl.inference.smc.resampling import Scheme, scheme
 from lmppl.inference.smc.temper import Temper
+from lmppl.jobs import Generate
 from lmppl.random import fold, fold_array, hash_text
 from lmppl.types import Floats, Ints, Key
 from lmppl.weights import ess, log_mean_exp, normalize
@@ -43,12 +44,26 @@ from lmppl.weights import ess, log_mean_exp, normalize
 
 @dataclass(frozen=True)
 class tokens:  # noqa: N801
-    """A barrier every `k` tokens inside strings, and at every other site: `resample_at=tokens(8)`."""
+    """A barrier every `k` tokens inside strings, and at every other site: `resample_at=tokens(8)`.
 
-    k: int
+    Args:
+        k: tokens between two barriers.
+        ess: the threshold of barriers inside strings, where it is not the engine's: a constrained
+            string often wants an earlier one.
+    """
+
+    k: int = 1
+    ess: float | None = None
 
     def __post_init__(self) -> None:
-        """Check k."""
+        """Check both."""
+        if not (
+            self.ess is None or (isinstance(self.ess, (int, float)) and 0.0 <= self.ess <= 1.0)
+        ):
+            raise BadArgument(
+                f"tokens(ess=...) must be in [0, 1], got {self.ess!r}",
+                fix="write tokens(1, ess=0.7)",
+            )
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise BadArgument(
                 f"tokens(k) needs a positive integer, got {self.k!r}", fix="write tokens(8)"
@@ -161,7 +176,8 @@ class SMC(Engine):
         history = History(n)
         limit = self.resample_at.k if isinstance(self.resample_at, tokens) else None
         stop: Stop = "factor" if self.resample_at == "factor" else "site"
-        if self.ess_threshold == 0.0 and not self.always:
+        inside = self.resample_at.ess if isinstance(self.resample_at, tokens) else None
+        if self.ess_threshold == 0.0 and not self.always and not inside:
             stop, limit = "end", None
         guide = Guide.of(self.guide)
         paths = None if self.rejuvenate is None else self.rejuvenate.begin(machine, population)
@@ -182,7 +198,10 @@ class SMC(Engine):
                 v = lw + (yield from guide.log_h(machine, population))
             size = ess(v)
             ancestors: Ints | None = None
-            if size > 0 and (self.always or (size < self.ess_threshold * n)):
+            threshold = self.ess_threshold
+            if inside is not None and any(in_string(p) for p in population if not p.finished):
+                threshold = inside
+            if size > 0 and (self.always or (size < threshold * n)):
                 # Resample
                 r = v if self.temper is None else v / self.temper.temperature(v, step + 1)
                 ancestors = self._scheme(
@@ -201,6 +220,12 @@ class SMC(Engine):
             step += 1
         history.end(lw, [p.eve for p in population])
         return population_posterior(machine, self, population, log_mean_exp(lw), history)
+
+
+def in_string(p: Particle) -> bool:
+    """Whether a particle stands in the middle of a string."""
+    jobs = (leaf.job for leaf in p.strand.leaves())
+    return any(isinstance(job, Generate) and bool(job.state.ids) for job in jobs)
 
 
 def guide_value(guide: AnyGuide, p: Particle) -> float:
