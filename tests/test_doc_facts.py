@@ -28,7 +28,8 @@ EXPORTED = {
 
 BENEATH = {
     "lmppl.lm.base": ["LanguageModel", "Rows", "Drawn", "TokenLaw", "Capabilities", "Usage"],
-    "lmppl.lm.table": ["TableLM", "token_law"],
+    "lmppl.lm.table": ["TableLM"],
+    "lmppl.lm.token_law": ["token_law"],
     "lmppl.lm.torch": ["TorchLM"],
     "lmppl.lm.load": ["available", "load"],
     "lmppl.distributions": ["Distribution", "after", "gather"],
@@ -39,7 +40,8 @@ BENEATH = {
     "lmppl.ledger": ["Ledger", "ModelCost"],
     "lmppl.tools": ["calculate", "evaluate"],
     "lmppl.inference.learning.torch_train": ["TrainableLM", "Training"],
-    "lmppl.inference.view": ["Landscape", "by_model", "landscape", "report_page"],
+    "lmppl.inference.view.page": ["report_page"],
+    "lmppl.inference.view.landscape": ["Landscape", "by_model", "landscape"],
     "lmppl.inference.posterior": ["History", "population_posterior"],
     "lmppl.inference.population": ["Machine"],
     "lmppl.inference.particles": ["Particle"],
