@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lmppl import Uniform, program, sample
+from lmppl import Uniform, program, runner, sample
 from lmppl.errors import BadArgument, DataError
 from lmppl.inference import Importance, infer
 from lmppl.inference.run_report import run_report
@@ -209,3 +210,27 @@ def test_the_command(folder: Path) -> None:
         assert b"the run" in connection.getresponse().read()
         connection.close()
         process.terminate()
+
+
+def test_a_run_leaves_pages_and_links_them(tmp_path: Path) -> None:
+    (tmp_path / "coin.py").write_text(
+        "from lmppl import Bernoulli, Uniform, observe, program, sample\n\n\n"
+        "@program\ndef coin(p):\n"
+        "    side = sample('side', Uniform(['heads', '</script>']))\n"
+        "    observe('seen', Bernoulli(p if side == 'heads' else 1 - p), True)\n"
+        "    return side\n"
+    )
+    lines = [f'{{"id": "q{i}", "p": 0.{i + 5}}}\n' for i in range(4)]
+    (tmp_path / "data.jsonl").write_text("".join(lines))
+    outcome = runner.run(
+        runner.Request(
+            str(tmp_path / "coin.py"), str(tmp_path / "data.jsonl"), str(tmp_path / "out"),
+            engines=("smc:particles=6", "greedy"), models=("none",), pages=2,
+        )
+    )  # fmt: skip
+    runner.write_report(outcome, "coins")
+    pages = sorted((tmp_path / "out" / PAGES).iterdir())
+    assert len(pages) == 2, "of two questions; a single particle has nothing to show"
+    report = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert sorted(re.findall(r'<a href="reports/([^"]+)">', report)) == [p.name for p in pages]
+    assert all("coin: q" in p.read_text("utf-8") for p in pages)
