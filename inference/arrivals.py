@@ -96,6 +96,11 @@ class Arrivals:
         """Questions that share batches now."""
         return len(self._running)
 
+    @property
+    def waiting(self) -> int:
+        """Questions that wait for their turn."""
+        return self._queue.qsize()
+
     def close(self) -> None:
         """Answer no more: what runs ends, what waits is cancelled."""
         self._closing = True

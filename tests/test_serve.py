@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 httpx2 = pytest.importorskip("httpx2")
 uvicorn = pytest.importorskip("uvicorn")
 
 from lmppl import LM, Categorical, factor, observe, program, sample  # noqa: E402
+from lmppl.errors import BadArgument  # noqa: E402
 from lmppl.inference import SMC, Engine, Enumerate, infer  # noqa: E402
 from lmppl.inference.arrivals import Arrivals  # noqa: E402
 from lmppl.lm.base import LanguageModel  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
 from lmppl.serve import Service, Settings, accepted_hosts  # noqa: E402
+from lmppl.serve_command import serve  # noqa: E402
 
+NO_KEY = {"LMPPL_SERVE_KEY": ""}
 TOY = TableLM.random(["a", "b", "?", ".", "<eos>"], seed=4, name="toy")
 
 
@@ -145,23 +154,41 @@ def test_a_stream_spells_the_same_answer(start: Any) -> None:
     assert all(c["object"] == "chat.completion.chunk" for c in found)
 
 
+class Gated(TableLM):
+    """Waits before its first batch until the gate opens; counts the rows of each."""
+
+    gate: threading.Event
+    sizes: list[int]
+
+    def open(self, contexts: Any) -> Any:
+        self.gate.wait(20)
+        self.sizes.append(len(contexts))
+        return super().open(contexts)
+
+
+def gated() -> Gated:
+    lm = Gated(["a", "b", "<eos>"], {(): [0.5, 0.3, 0.2]})
+    lm.gate, lm.sizes = threading.Event(), []
+    return lm
+
+
+def until(ready: Any) -> None:
+    end = time.monotonic() + 20
+    while not ready() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
 def test_concurrent_requests_share_batches(start: Any) -> None:
-    sizes: list[int] = []
-
-    class Watched(TableLM):
-        def open(self, contexts: Any) -> Any:
-            sizes.append(len(contexts))
-            time.sleep(0.05)
-            return super().open(contexts)
-
-    lm = Watched(["a", "b", "<eos>"], {(): [0.5, 0.3, 0.2]})
+    lm = gated()
     server = start(spoken, SMC(4), lm)
     threads = [threading.Thread(target=server.chat, args=("ab",)) for _ in range(6)]
     for t in threads:
         t.start()
+    until(lambda: server.line.running + server.line.waiting == 6)
+    lm.gate.set()
     for t in threads:
         t.join()
-    assert sum(sizes) == 24 and len(sizes) < 6
+    assert sum(lm.sizes) == 24 and len(lm.sizes) <= 3
 
 
 def test_models_and_health(start: Any) -> None:
@@ -244,22 +271,16 @@ def test_a_program_that_fails_is_an_error_and_the_next_request_is_not(start: Any
 
 
 def test_too_many_requests_are_told_to_come_back(start: Any) -> None:
-    gate = threading.Event()
-
-    class Slow(TableLM):
-        def open(self, contexts: Any) -> Any:
-            gate.wait(10)
-            return super().open(contexts)
-
-    lm = Slow(["a", "b", "<eos>"], {(): [0.5, 0.3, 0.2]})
+    lm = gated()
     server = start(spoken, SMC(2), lm, concurrency=1, waiting=1)
     threads = [threading.Thread(target=server.chat, args=("ab",)) for _ in range(2)]
-    for t in threads:
-        t.start()
-        time.sleep(0.2)
+    threads[0].start()
+    until(lambda: server.line.running == 1)
+    threads[1].start()
+    until(lambda: server.line.waiting == 1)
     got = server.chat("ab")
     assert got.status_code == 429 and got.headers["retry-after"]
-    gate.set()
+    lm.gate.set()
     for t in threads:
         t.join()
 
@@ -282,3 +303,49 @@ def test_what_a_program_takes_comes_from_the_messages(start: Any) -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     got = server.http.post("/v1/chat/completions", json={"messages": turns})
     assert json.loads(got.json()["choices"][0]["message"]["content"]) == ["system", "user"]
+
+
+def test_the_command_opens_nothing_to_others_without_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "guess.py"
+    file.write_text("from lmppl import program\n\n@program\ndef guess(question):\n    return 1\n")
+    run = CliRunner()
+    got = run.invoke(serve, [str(file), "--lm", "none", "--host", "0.0.0.0"], env=NO_KEY)
+    assert isinstance(got.exception, BadArgument) and "LMPPL_SERVE_KEY" in str(got.exception)
+    got = run.invoke(serve, [str(file), "--lm", "none", "--engine", "smcc"], env=NO_KEY)
+    assert isinstance(got.exception, BadArgument) and "smc" in str(got.exception)
+
+
+def test_the_command_serves(tmp_path: Path) -> None:
+    file = tmp_path / "guess.py"
+    file.write_text("from lmppl import program\n\n@program\ndef guess(question):\n    return 7\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "lmppl",
+        "serve",
+        str(file),
+        "--lm",
+        "none",
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None and f":{port}/v1" in process.stderr.readline()
+        body = {"messages": [{"role": "user", "content": "?"}]}
+        got = None
+        end = time.monotonic() + 20
+        while got is None and time.monotonic() < end:
+            try:
+                url = f"http://127.0.0.1:{port}/v1/chat/completions"
+                got = httpx2.post(url, json=body, trust_env=False, timeout=20)
+            except httpx2.ConnectError:
+                time.sleep(0.05)
+        assert got is not None and got.json()["choices"][0]["message"]["content"] == "7"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=30)
+    assert "Traceback" not in rest

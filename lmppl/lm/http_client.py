@@ -12,8 +12,11 @@ made.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import json
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +35,18 @@ from lmppl.lm.http_retry import Breaker, Clock, Policy, again, pause
 from lmppl.lm.http_status import refusal
 from lmppl.lm.http_stream import Merge, Stream
 from lmppl.lm.http_url import Address
+
+POOL = 8
+"""Connections of one pool: httpx2 looks at all of a pool for each request."""
+_OPEN: weakref.WeakSet[Client] = weakref.WeakSet()
+"""Clients with a thread; their connections are ended before the interpreter is."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_OPEN):
+        with contextlib.suppress(Exception):  # nobody is left to tell
+            client.close()
 
 
 class Post(NamedTuple):
@@ -84,8 +99,9 @@ class Client:
         self.breaker = Breaker(self.policy, self.clock, address.base)
         self._key = key
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._http: Any = None
-        self._slots: asyncio.Semaphore | None = None
+        self._pools: list[Any] = []
+        self._slots: asyncio.LifoQueue[Any] | None = None
+        """A pool of connections for each request that may be in flight."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -115,7 +131,9 @@ class Client:
             loop, self._loop = self._loop, None
         if loop is None:
             return
-        asyncio.run_coroutine_threadsafe(self._http.aclose(), loop).result(5)
+        pools, self._pools = self._pools, []
+        for pool in pools:
+            asyncio.run_coroutine_threadsafe(pool.aclose(), loop).result(5)
         loop.call_soon_threadsafe(loop.stop)
 
     # -- inside ------------------------------------------------------------------------------
@@ -131,15 +149,19 @@ class Client:
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._http = self._connected()
+                size = self.policy.concurrency
+                self._pools = [self._pool() for _ in range(-(-size // POOL))]
+                self._slots = asyncio.LifoQueue()
+                for i in reversed(range(size)):
+                    self._slots.put_nowait(self._pools[i // POOL])
                 self._loop = asyncio.new_event_loop()
-                self._slots = asyncio.Semaphore(self.policy.concurrency)
                 threading.Thread(
                     target=_run, args=(self._loop,), name="lmppl-http", daemon=True
                 ).start()
+                _OPEN.add(self)
             return self._loop
 
-    def _connected(self) -> Any:
+    def _pool(self) -> Any:
         try:
             import httpx2
         except ImportError:
@@ -156,7 +178,7 @@ class Client:
             base_url=self.address.base,
             headers=headers,
             timeout=httpx2.Timeout(p.timeout, connect=p.connect, pool=None),
-            limits=httpx2.Limits(max_connections=p.concurrency),
+            limits=httpx2.Limits(max_connections=POOL),
             follow_redirects=False,
             trust_env=not self.address.loopback,
         )
@@ -172,10 +194,13 @@ class Client:
         while slots is not None:
             attempt += 1
             try:
-                async with slots:
+                pool = await slots.get()
+                try:
                     self.breaker.check()
                     self.traffic.sent += 1
-                    found = await self._once(post)
+                    found = await self._once(pool, post)
+                finally:
+                    slots.put_nowait(pool)
                 self.breaker.succeeded()
                 return found
             except ServerError as error:
@@ -194,14 +219,14 @@ class Client:
                 raise
         raise ServerUnreachable("the client is closed", fix="load the model again")
 
-    async def _once(self, post: Post) -> Any:
+    async def _once(self, pool: Any, post: Post) -> Any:
         """One attempt."""
         import httpx2
 
         try:
             async with asyncio.timeout(self.policy.timeout):
                 body, read = post.make()
-                return read(await self._data(post, body))
+                return read(await self._data(pool, post, body))
         except TimeoutError:
             raise ServerTimeout(
                 f"no complete response after {self.policy.timeout:g} s",
@@ -227,10 +252,10 @@ class Client:
                 f"the response cannot be unpacked: {_said(error)}", fix="switch compression off"
             ) from None
 
-    async def _data(self, post: Post, body: Mapping[str, Any] | None) -> Any:
+    async def _data(self, pool: Any, post: Post, body: Mapping[str, Any] | None) -> Any:
         """The JSON of a response, or of all chunks of a stream."""
         method = "GET" if body is None else "POST"
-        async with self._http.stream(method, post.path, json=body) as response:
+        async with pool.stream(method, post.path, json=body) as response:
             if post.merge is not None and response.status_code == 200:
                 stream = Stream(post.merge, self.policy.max_bytes)
                 async for piece in response.aiter_raw():

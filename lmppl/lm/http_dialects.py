@@ -175,7 +175,7 @@ class Reader:
             raise TextFiltered(
                 "the server cut the text by a content filter",
                 why="what is left has another law than the model's",
-                fix='switch the filter off, or write on_error="kill" to condition on passing it',
+                fix="switch the filter off for this model, or use another server",
             )
         if why not in ("length", "stop", "eos"):
             raise BadResponse(
