@@ -107,7 +107,10 @@ class Replay(EagerContext):
             if op in ("effect", "cached"):
                 event.law = message.fn
             if not message.fixed:
-                message.value = event.value = placed(self.choose(message), message.address)
+                value = self.choose(message)
+                if isinstance(value, str) and getattr(value, "address", None) != message.address:
+                    value = placed(value, message.address)
+                message.value = event.value = value
         self.events[message.address] = event
         self._record(message, 0.0)
         message.done = True
@@ -159,7 +162,7 @@ class Held:
             self.derive and message.op in ("deterministic", "observe")
         ):
             return self.values[address]
-        value = self.values[address] = self._new(message)
+        value = self.values[address] = placed(self._new(message), address)
         return value
 
     def _new(self, message: Message) -> Any:

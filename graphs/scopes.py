@@ -90,9 +90,12 @@ class Program:
         self.values: dict[int, Any] = {}
         """By id."""
         self.runs = 0
+        self._options: dict[int, list[int]] = {}
 
     def options(self, law: Distribution) -> list[int]:
         """The ids of a law's values, without a model where the law lists them itself."""
+        if (known := self._options.get(law.fingerprint)) is not None:
+            return known
         values = listed(law)
         if values is None:
             key = ("support", law.fingerprint)
@@ -100,6 +103,7 @@ class Program:
         ids = list(dict.fromkeys(identity(v) for v in values))
         for i, v in zip(map(identity, values), values, strict=True):
             self.values.setdefault(i, v)
+        self._options[law.fingerprint] = ids
         return ids
 
     def run(self, wanted: Mapping[str, Id], chance: random.Random | None = None) -> Run:
