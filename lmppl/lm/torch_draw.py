@@ -95,7 +95,7 @@ class Logits:
         return self._plain
 
     def tempered(self, temperatures: Sequence[float]) -> tuple[Tensor, Normaliser]:
-        """Scores divided by one temperature per row, with their normaliser."""
+        """Scores divided by one temperature per row (or one for all), with their normaliser."""
         if all(t == 1.0 for t in temperatures):
             return self.scores, self.plain()
         if min(temperatures) <= 0.0:
@@ -130,8 +130,12 @@ class Logits:
         self, keys: Keys, laws: Sequence[TokenLaw], mask: Bools | None, chance: Chance
     ) -> Drawn:
         """One token per row with its log p and log q; see `Rows.draw`."""
-        target, target_norm = self.tempered([law.target_temperature for law in laws])
-        x = self._proposal(laws, mask, target, target_norm)
+        if list(laws).count(laws[0]) == len(laws):  # compared by identity first: one look for all
+            kinds = laws[:1]
+        else:
+            kinds = laws
+        target, target_norm = self.tempered([law.target_temperature for law in kinds])
+        x = self._proposal(laws, kinds, mask, target, target_norm)
         norm = target_norm if x is target else normalise(x)
         tokens = self._choose(x, norm, keys, chance)
         logq = norm.of(x, tokens)
@@ -151,18 +155,30 @@ class Logits:
     # -- the proposal ------------------------------------------------------------------------
 
     def _proposal(
-        self, laws: Sequence[TokenLaw], mask: Bools | None, target: Tensor, target_norm: Normaliser
+        self,
+        laws: Sequence[TokenLaw],
+        kinds: Sequence[TokenLaw],
+        mask: Bools | None,
+        target: Tensor,
+        target_norm: Normaliser,
     ) -> Tensor:
-        """Unnormalised log q [B, V]; the target tensor itself when both laws are the same."""
-        if all(law.temperature == law.target_temperature for law in laws):
+        """Unnormalised log q [B, V]; the target tensor itself when both laws are the same.
+
+        `kinds` are the laws of the rows, or the one law of all.
+        """
+        if all(law.temperature == law.target_temperature for law in kinds):
             warm = target
         else:
-            warm, _ = self.tempered([law.temperature for law in laws])
+            warm, _ = self.tempered([law.temperature for law in kinds])
         x = warm
-        cut = [b for b, law in enumerate(laws) if _truncates(law, warm.shape[1])]
+        cut: list[int] = []
+        mixed: list[int] = []
+        if any(_truncates(law, warm.shape[1]) for law in kinds):
+            cut = [b for b, law in enumerate(laws) if _truncates(law, warm.shape[1])]
         if cut:
             x = truncate(warm, cut, [laws[b] for b in cut])
-        mixed = [b for b, law in enumerate(laws) if law.mixture > 0.0]
+        if any(law.mixture > 0.0 for law in kinds):
+            mixed = [b for b, law in enumerate(laws) if law.mixture > 0.0]
         if mixed:
             x = _mix(x, mixed, [laws[b].mixture for b in mixed], target, target_norm)
         if mask is not None:

@@ -1,22 +1,28 @@
-"""SmolLM2 in our loop against transformers' `generate`, in one process, in turn.
+"""SmolLM2 in our loop against transformers' `generate`, vLLM and the matrix products alone.
 
-Run `python tests/benchmarks/bench_torch.py [--threads 2] [--rounds 3] [--rows 64] [--tokens 64]`.
+Run `python tests/benchmarks/bench_torch.py [--rows 64] [--tokens 64] [--rounds 3] [--threads 2]
+[--device cpu] [--vllm PYTHON]`; on a GPU the same with `--device cuda`.
 
-Every way produces rows x tokens tokens from the same prompt at temperature 1 without truncation.
-Ours also returns log p and log q of each token. `generate` runs on a second copy of the model that
-we have not touched. The floor is what the matrix products of the linear layers alone would take.
-Each round times all ways one after the other; ratios are made within a round, then their median is
-taken. On a machine whose cores are busy with other work the numbers mean nothing: two threads that
-fight for a core slow tiny products a hundred times.
+Every way produces rows x tokens tokens at temperature 1 without truncation; ours also returns log p
+and log q of each. `generate` runs on a second copy of the model that we have not touched, vLLM in a
+process of its own, which PYTHON starts (`.venv-servers/bin/python` when it is there). The floor is
+what the matrix products of the linear layers alone would take. Each round times all ways one after
+the other; ratios are made within a round, then their median is taken. On a machine whose cores are
+busy with other work wall time means little: the load stands above the table, and `--clock cpu` with
+`--threads 1` counts this process's own CPU seconds (vLLM, another process, is then left out).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,55 +30,67 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lmppl import LM, program, sample
-from lmppl.inference import SMC, infer, tokens
+from lmppl.inference import SMC, Importance, infer, tokens
 from lmppl.lm import smollm2
 from lmppl.lm.base import TokenLaw
 from lmppl.lm.torch import TorchLM
 from lmppl.random import GumbelMax, fold_array
+from lmppl.types import Ids
 
-PROMPT = "The old lighthouse keeper climbed the stairs one last time. At the top he"
-EVERY = 8
-"""Tokens between two resamplings."""
+STORY = "The old lighthouse keeper climbed the stairs one last time. At the top he found a letter. "
+CLOCK = {"wall": time.perf_counter, "cpu": time.process_time}
+clock = time.perf_counter
+FIRST = """
+import time; began = time.perf_counter()
+from lmppl import load
+lm = load("smollm2")
+rows = lm.open([lm.context("The capital of France is")])
+rows.log_mass([(5,)], [1.0])
+print(time.perf_counter() - began)
+"""
 
 
 @program
-def story(count: int) -> str:
+def story(prompt: str, count: int) -> str:
     """One string of `count` tokens."""
-    return str(sample("story", LM(PROMPT, max_tokens=count)))
+    return str(sample("story", LM(prompt, max_tokens=count)))
 
 
-def seconds(fn: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    began = time.perf_counter()
+def seconds(fn: Callable[[], Any], device: str) -> float:
+    """Time of one call, the device's work included."""
+    began = clock()
     fn()
-    return time.perf_counter() - began
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return clock() - began
 
 
-def loop(lm: TorchLM, rows: int, count: int, every: int = 0) -> None:
-    """Our plain loop; with `every`, close and open at random survivors, as a resampler does."""
+def loop(lm: TorchLM, contexts: Sequence[Ids], count: int, resampled: bool = False) -> Any:
+    """Our plain loop; with `resampled`, forks random survivors after every token."""
     rng = np.random.default_rng(0)
-    contexts = [lm.encode(PROMPT)] * rows
+    rows = len(contexts)
     keys = np.arange(rows, dtype=np.uint64)
-    laws = [TokenLaw()] * rows
-    chance = GumbelMax()
+    laws, chance = [TokenLaw()] * rows, GumbelMax()
     batch = lm.open(contexts)
     for step in range(count):
-        if every and step and step % every == 0:
-            batch.close()
-            contexts = [contexts[i] for i in rng.integers(0, rows, rows)]
-            batch = lm.open(contexts)
         drawn = batch.draw(fold_array(keys, step), laws, None, chance)
-        contexts = [c + (t,) for c, t in zip(contexts, drawn.tokens.tolist(), strict=True)]
         batch.push(drawn.tokens)
+        if resampled:
+            batch.select(np.sort(rng.integers(0, rows, rows)))
+    block = batch.block
     batch.close()
+    return block
 
 
-def generate(model: Any, ids: tuple[int, ...], rows: int, count: int) -> None:
-    """The same number of tokens by transformers."""
+def generate(model: Any, contexts: Sequence[Ids], count: int) -> None:
+    """The same number of tokens by transformers, prompts padded on the left."""
+    longest = max(map(len, contexts))
+    ids = torch.tensor([(0,) * (longest - len(c)) + tuple(c) for c in contexts])
+    mask = torch.tensor([(0,) * (longest - len(c)) + (1,) * len(c) for c in contexts])
     with torch.inference_mode():
         out = model.generate(
-            torch.tensor([ids] * rows),
-            attention_mask=torch.ones((rows, len(ids)), dtype=torch.long),
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
             do_sample=True,
             top_k=0,
             top_p=1.0,
@@ -80,14 +98,15 @@ def generate(model: Any, ids: tuple[int, ...], rows: int, count: int) -> None:
             max_new_tokens=count,
             pad_token_id=0,
         )
-    if out.shape != (rows, len(ids) + count):
+    if out.shape != (len(contexts), longest + count):
         raise RuntimeError(f"generate stopped early: {tuple(out.shape)}")
 
 
-def floor(model: Any, rows: int, count: int) -> float:
+def floor(model: Any, rows: int, count: int, device: str) -> float:
     """Seconds of `count` steps if the linear layers were everything (the median of 8 steps)."""
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = {m.in_features: torch.randn(rows, m.in_features) for m in linear}
+    kind = {"device": model.device, "dtype": model.dtype}
+    inputs = {m.in_features: torch.randn(rows, m.in_features, **kind) for m in linear}
 
     def step() -> None:
         with torch.inference_mode():
@@ -95,55 +114,136 @@ def floor(model: Any, rows: int, count: int) -> float:
                 torch.nn.functional.linear(inputs[m.in_features], m.weight)
 
     step()
-    return statistics.median(seconds(step) for _ in range(8)) * count
+    return statistics.median(seconds(step, device) for _ in range(8)) * count
 
 
-def smc(lm: TorchLM, rows: int, count: int) -> None:
-    """The same through the engine: programs, weights, resampling at every 8th token."""
-    engine = SMC(particles=rows, resample_at=tokens(EVERY), always=True)
-    infer(story, count, engine=engine, lm=lm, seed=0)
+class VLLM:
+    """vLLM in a process of its own: a line with the number of tokens in, a line of seconds out."""
+
+    def __init__(self, python: str, folder: str, threads: int, device: str) -> None:
+        env = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
+        if device == "cpu":
+            env |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            env["OMP_NUM_THREADS"] = str(threads)
+        script = str(Path(__file__).parent / "vllm_loop.py")
+        command = [python, script, folder, "float32" if device == "cpu" else "bfloat16"]
+        self.process = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.ask("ready?")
+
+    def ask(self, line: str) -> str:
+        """The answer to one line; other output of vLLM is skipped."""
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("vLLM has no pipes")
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        for answer in self.process.stdout:
+            if answer.startswith("answer "):
+                return answer.removeprefix("answer ").strip()
+        raise RuntimeError(f"vLLM ended with {self.process.wait()}")
+
+    def run(self, prompts: Sequence[Ids], each: int, count: int) -> float:
+        """Seconds for `each` strings of `count` tokens after each prompt."""
+        return float(self.ask(repr((list(map(list, prompts)), each, count))))
+
+
+def table(title: str, ways: dict[str, Callable[[], float]], rounds: int, made: int) -> None:
+    """Time all ways in turn; print the medians and their ratios to `generate` and the floor."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            taken[name].append(way())
+    print(f"\n{title}; load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{'way':30}{'s':>8}{'tokens/s':>10}{'vs generate':>13}{'of the floor':>14}{'vs ours':>9}"
+    )
+    names = list(taken)
+    base, bottom, ours = (taken[names[n]] for n in (0, -1, 1))
+    for name, times in taken.items():
+        against, share, own = (
+            statistics.median(b / t for b, t in zip(other, times, strict=True))
+            for other in (base, bottom, ours)
+        )
+        middle = statistics.median(times)
+        speed = made / middle
+        print(f"{name:30}{middle:8.2f}{speed:10.0f}{against:12.2f}x{share:13.2f}{own:9.2f}")
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
+    global clock
     parser = argparse.ArgumentParser()
-    for name, default in (("threads", 2), ("rounds", 3), ("rows", 64), ("tokens", 64)):
+    defaults = {"threads": 2, "rounds": 3, "rows": 64, "tokens": 64, "prompt": 200, "tables": 2}
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--clock", choices=CLOCK, default="wall")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--vllm", default=".venv-servers/bin/python")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    clock = CLOCK[args.clock]
+    device, rows, count = args.device, args.rows, args.tokens
     found = smollm2.locate()
-    lm = TorchLM.load(found.path, name="smollm2", source=found.source, device="cpu")
+    lm = TorchLM.load(found.path, name="smollm2", source=found.source, device=device)
     lm.eos_ids = frozenset()  # every way makes the same number of tokens
-    plain: Any = AutoModelForCausalLM.from_pretrained(str(found.path), use_safetensors=True)
-    plain.eval()
-    plain.generation_config.eos_token_id = None
-    ids = lm.encode(PROMPT)
-    rows, count = args.rows, args.tokens
-    ways: dict[str, Callable[[], Any]] = {
-        "transformers generate": lambda: generate(plain, ids, rows, count),
-        "open, draw, push": lambda: loop(lm, rows, count),
-        f"close and open each {EVERY}": lambda: loop(lm, rows, count, EVERY),
-        f"SMC engine, each {EVERY}": lambda: smc(lm, rows, count),
-    }
-    generate(plain, ids, 2, 4)
-    loop(lm, 2, 4)
-    taken: dict[str, list[float]] = {name: [] for name in [*ways, "linear layers alone"]}
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            lm.clear_cache()
-            taken[name].append(seconds(way))
-        taken["linear layers alone"].append(floor(plain, rows, count))
-    print(
-        f"SmolLM2 ({found.source}, float32), {rows} rows x {count} tokens, prompt of {len(ids)}; "
-        f"{args.threads} threads of {os.cpu_count()} cores, {args.rounds} rounds in turn, medians"
+    plain: Any = AutoModelForCausalLM.from_pretrained(
+        str(found.path), use_safetensors=True, dtype=lm.dtype
     )
-    print(f"{'way':28}{'s':>8}{'tokens/s':>10}{'vs generate':>13}{'of the floor':>14}")
-    base, bottom = taken["transformers generate"], taken["linear layers alone"]
-    for name, times in taken.items():
-        ratio = statistics.median(b / t for b, t in zip(base, times, strict=True))
-        share = statistics.median(f / t for f, t in zip(bottom, times, strict=True))
-        middle = statistics.median(times)
-        print(f"{name:28}{middle:8.2f}{rows * count / middle:10.0f}{ratio:12.2f}x{share:13.2f}")
+    plain.to(device).eval()
+    plain.generation_config.eos_token_id = None
+    server = None
+    if args.clock == "wall" and Path(args.vllm).is_file():
+        server = VLLM(args.vllm, str(found.path), args.threads, device)
+    text = STORY * 14
+    shared = lm.encode(text)[: args.prompt]
+    ragged = [lm.encode(text[7 * n :])[: 20 + 12 * n] for n in range(16)]
+    print(
+        f"SmolLM2 ({found.source}, {lm.dtype}), {device}, {args.threads} threads of "
+        f"{os.cpu_count()} cores, {args.rounds} rounds in turn, medians, {args.clock} time"
+    )
+
+    def timed(fn: Callable[[], Any]) -> Callable[[], float]:
+        def run() -> float:
+            lm.clear_cache()
+            return seconds(fn, device)
+
+        return run
+
+    for title, prompts, each in (
+        (f"{rows} particles, shared prompt of {args.prompt} tokens", [shared], rows),
+        (f"16 prompts of 20 to 200 tokens x {max(1, rows // 4)} particles", ragged, rows // 4),
+    )[: args.tables]:
+        each = max(1, each)
+        contexts = [p for p in prompts for _ in range(each)]
+        n = len(contexts)
+        prompt = lm.decode(shared)
+
+        def smc(every: bool, n: int = n, prompt: str = prompt) -> None:
+            engine = SMC(n, resample_at=tokens(1), always=True) if every else Importance(n)
+            infer(story, prompt, count, engine=engine, lm=lm, seed=0)
+
+        ways: dict[str, Callable[[], float]] = {
+            "transformers generate": timed(lambda c=contexts: generate(plain, c, count)),  # type: ignore[misc]
+            "open, draw, push": timed(lambda c=contexts: loop(lm, c, count)),  # type: ignore[misc]
+            "the same, resampled each token": timed(lambda c=contexts: loop(lm, c, count, True)),  # type: ignore[misc]
+        }
+        if len(prompts) == 1:
+            ways["Importance engine"] = timed(lambda: smc(False))
+            ways["SMC engine, each token"] = timed(lambda: smc(True))
+        if server is not None:
+            ways["vLLM"] = lambda p=prompts, e=each: server.run(p, e, count)  # type: ignore[misc]
+        ways["linear layers alone"] = lambda n=n: floor(plain, n, count, device)  # type: ignore[misc]
+        table(f"{title}, {count} tokens each", ways, args.rounds, n * count)
+
+    block = loop(lm, [shared] * rows, count, True)
+    bound = args.prompt + count + 4 * rows * math.log(rows)
+    print(f"\ncache after resampling each token: {block.slots} slots, T + 4 N ln N = {bound:.0f}")
+    print(f"batch 1 against batch 8: log-probabilities differ by at most {lm.batch_gap:.1e}")
+    first = subprocess.run(
+        [sys.executable, "-c", FIRST], capture_output=True, text=True, check=True
+    )
+    print(f"import to first token in a new process: {float(first.stdout.split()[-1]):.1f} s")
 
 
 if __name__ == "__main__":
