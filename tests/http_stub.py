@@ -44,6 +44,10 @@ class Stub:
     """Added to log-probabilities of scored texts: two ways that disagree."""
     fault: Callable[[int, dict[str, Any]], str | None] = lambda n, body: None
     model: str = "toy"
+    root: str = ""
+    """Where it has the model from."""
+    adapter: str = ""
+    """A second model, made of the first."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of requests for texts, in order of arrival."""
     drawn: int = 0
@@ -155,7 +159,9 @@ class Stub:
     def _described(self, path: str) -> Any:
         model = {"id": self.model, "object": "model", "owned_by": self.kind}
         if path == "/v1/models":
-            return {"data": [{**model, "max_model_len": self.max_context}]}
+            first = {**model, "max_model_len": self.max_context, "root": self.root}
+            adapter = {**model, "id": self.adapter, "parent": self.model, "root": "elsewhere"}
+            return {"data": [first, adapter] if self.adapter else [first]}
         if path == "/props" and self.kind == "llamacpp":
             return {"default_generation_settings": {"n_ctx": self.max_context}}
         return None

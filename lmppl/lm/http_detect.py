@@ -46,8 +46,9 @@ def identify(client: Client, kind: str, model: str) -> tuple[Dialect, Served]:
         )
     entry = next(m for m in listed if not model or m["id"] == model)
     kind = kind or _kind(client, entry)
-    context = entry.get("max_model_len")
-    folder = str(entry.get("root") or "")
+    base = next((m for m in listed if m["id"] == entry.get("parent")), entry)  # of an adapter
+    context = entry.get("max_model_len") or base.get("max_model_len")
+    folder = str(base.get("root") or "")
     if kind == "llamacpp":
         props = _get(client, "/props") or {}
         settings = props.get("default_generation_settings")

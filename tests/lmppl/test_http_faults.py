@@ -106,8 +106,13 @@ CASES = (
     Case(29, "redirect", Redirected, 1),
     Case(30, "swap", BadResponse, 1),
 )
-QUICK = {f"{c!r}-1" for c in CASES} | {"9-eof-0", "9-eof-2", "14-status:429,2-0", "22-edit:cut-2"}
-"""The middle call of every fault; the other two of most are slow tests."""
+QUICK = {
+    "5-silent-1", "6-stall-1", "8-reset-0", "9-eof-2", "10-sse:undone-1", "12-sse:doubled-1",
+    "13-sse:bytes-1", "14-status:429,2-0", "14-status:429,99999-1", "15-status:503-1", "16-html-1",
+    "18-status:400-1", "22-edit:cut-2", "23-edit:model-1", "26-edit:null-1", "27-bomb:16-1",
+    "29-redirect-1", "30-swap-1",
+}  # fmt: skip
+"""The other cases are slow tests."""
 
 
 def at_each_call() -> Iterator[Any]:

@@ -322,6 +322,24 @@ def test_load_takes_addresses(served: Any, tmp_path: Path) -> None:
         load(url + "&beams=3")
 
 
+def test_an_adapter_is_a_model_with_the_tokenizer_of_its_base(
+    http_stub: ModuleType, tmp_path: Path
+) -> None:
+    table: dict[tuple[int, ...], list[float]] = {(): [0.5, 0.3, 0.2]}
+    file = tmp_path / "toy.json"
+    file.write_text(json.dumps({"tokens": ["a", "b", "<eos>"], "table": {"": table[()]}}))
+    lm = TableLM(["a", "b", "<eos>"], table)
+    with http_stub.Stub(lm, root=f"table:{file}", adapter="sums").serve() as stub:
+        with pytest.raises(ModelNotFound, match="toy, sums"):
+            load(stub.address)
+        adapter, base = load(f"{stub.address}#sums"), load(f"{stub.address}#toy")
+        assert (adapter.name, base.name) == ("sums", "toy")
+        assert {b["model"] for b in stub.asked} == {"sums", "toy"}
+        for one in (adapter, base):
+            assert isinstance(one, HTTPLM) and one.max_context == 4096
+            one.close()
+
+
 def test_addresses() -> None:
     where, options = http_url.parse("sglang:http://gpu1:3000/v1#owner/name?timeout=9")
     assert (where.base, where.kind, where.model) == ("http://gpu1:3000", "sglang", "owner/name")
