@@ -90,6 +90,8 @@ class Machine(Growing, Answers):
         self.sites: set[str] = set()
         self.borders: dict[str, str | None] = {}
         """By site: what is wrong with where its prompt ends."""
+        self.tried: list[Any] = []
+        """Entries where the partial traces of a search ended, for reports."""
         self.memo: dict[Hashable, Any] = {}
         self.factors: dict[str, list[int]] = {}
         """By name of a factor: values in [0, 1], those above 0 among them, all others."""

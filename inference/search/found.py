@@ -37,6 +37,7 @@ class Found(Posterior):
         nodes: nodes that were made.
         upper: no trace that was not found has a larger log γ; inf where nothing is known.
         allocator: who decided what was tried, where there was one.
+        tried: entries where its partial traces ended, those that were given up too.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Found(Posterior):
         nodes: int,
         upper: float = float("inf"),
         allocator: Any = None,
+        tried: Sequence[Any] = (),
     ) -> None:
         """Take the parts of `base` over."""
         vars(self).update(vars(base))
@@ -56,6 +58,7 @@ class Found(Posterior):
         self.nodes = nodes
         self.upper = upper
         self.allocator = allocator
+        self.tried = tried
 
     def map(self) -> Trace:
         """The best trace: of the largest score, and of the largest γ among those."""
@@ -124,6 +127,7 @@ def found(
         nodes=nodes,
         upper=upper,
         allocator=allocator,
+        tried=machine.tried,
     )
 
 

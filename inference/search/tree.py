@@ -34,6 +34,8 @@ from lmppl.weights import NEG_INF
 
 T = TypeVar("T")
 Wave: TypeAlias = Generator[Sequence[Job], Sequence[Job], T]
+REMEMBERED = 20_000
+"""Nodes whose partial traces a result remembers, for reports."""
 MOST = 256
 """Strings that a site may have at most to be listed unless `children="all"`."""
 
@@ -136,6 +138,8 @@ class Tree:
         stack = [] if self._top is None else [self._top]
         while stack:
             node = stack.pop()
+            if len(self.machine.tried) < REMEMBERED:
+                self.machine.tried.append(node.particle.strand.head)
             node.particle.strand.kill()
             stack += node.children
 

@@ -56,6 +56,8 @@ def run_state(
     leaves = [forest.add(posterior.traces[i]) for i in kept]
     low, high = posterior.log_evidence_interval()
     steps = _steps(posterior, forest, kept, leaves)
+    for head in getattr(posterior, "tried", ()):  # what a search has given up
+        forest.stand(head)
     table, of_particle = _answers(posterior, put)
     book = posterior.ledger
     state: dict[str, Any] = {

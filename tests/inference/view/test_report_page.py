@@ -21,8 +21,9 @@ import pytest
 from lmppl import LM, Bernoulli, Choice, Uniform, effect, observe, program, sample
 from lmppl.errors import BadArgument
 from lmppl.graphs import Node, graph
-from lmppl.inference import SMC, Enumerate, Greedy, Importance, Posterior, infer
+from lmppl.inference import SMC, Beam, Enumerate, Greedy, Importance, Posterior, infer
 from lmppl.inference.posterior import Asked, History
+from lmppl.inference.search.found import Found
 from lmppl.inference.view.page import policy, report_page, script
 from lmppl.ledger import Ledger, ModelCost, SiteCost
 from lmppl.lm.table import TableLM
@@ -460,3 +461,17 @@ def test_a_large_state_is_inflated_by_the_page(browser: Any, tmp_path: Path) -> 
     page.wait(READY)
     assert page.evaluate("document.getElementById('found').textContent") == "600 of 600 particles"
     assert page.log == []
+
+
+def test_what_a_search_gave_up_is_told() -> None:
+    found = infer(walk, 2, engine=Beam(width=2, expand=3), lm=LM_, seed=0)
+    state = state_of(report_page(found, graph=False, land=False))
+    parent = [i - up for i, up in enumerate(state["nodes"]["up"])]
+    alive = {0}
+    for leaf in state["particles"]["leaf"]:
+        while leaf not in alive:
+            alive.add(leaf)
+            leaf = parent[leaf]
+    texts = [state["strings"][t] for t in state["nodes"]["text"]]
+    assert isinstance(found, Found) and found.nodes > len(found) and len(parent) > len(alive)
+    assert {texts[n] for n in set(range(len(parent))) - alive} - {"True", ""}
