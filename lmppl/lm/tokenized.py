@@ -19,6 +19,10 @@ class Tokenized(LanguageModel):
         """Canonical ids; control tokens typed by a user stay text."""
         return self.tokenizer.encode(text)
 
+    def settled(self, text: str) -> int:
+        """Up to its last two words, where the tokenizer cuts words as GPT-2 does."""
+        return self.tokenizer.settled(text)
+
     def spell(self, text: str) -> Ids:
         """As `encode`, but the tokens must say exactly this text."""
         ids = self.encode(text)

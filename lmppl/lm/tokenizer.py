@@ -123,6 +123,34 @@ class HFTokenizer:
         """Ids of a text of ours (a template), control tokens included."""
         return tuple(self._marked.encode(text, add_special_tokens=False).ids)
 
+    @cached_property
+    def _cuts(self) -> bool:
+        """Whether texts are cut into words as GPT-2 does it, perhaps digit by digit.
+
+        Then only the last two words of a text can change when it goes on ("'" + "l" before "'ll"),
+        and a word is cut into tokens by itself.
+        """
+        spec = json.loads(self._spec)
+        parts = [spec.get("pre_tokenizer") or {}]
+        parts = parts[0].get("pretokenizers", parts)
+        kinds = [part.get("type") for part in parts]
+        return (
+            spec.get("normalizer") is None
+            and all(t["special"] for t in spec["added_tokens"])
+            and kinds in (["ByteLevel"], ["Digits", "ByteLevel"])
+            and all(part.get("use_regex", True) for part in parts)
+            and not any(part.get("add_prefix_space", False) for part in parts)
+        )
+
+    def settled(self, text: str) -> int:
+        """How many bytes of a text are cut for good; see `LanguageModel.settled`."""
+        if not self._cuts or not self._never.isdisjoint(
+            self._text.encode(text, add_special_tokens=False).ids
+        ):
+            return 0
+        words = self._text.pre_tokenizer.pre_tokenize_str(text)
+        return sum(len(word) for word, _ in words[:-2])
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token; empty for control tokens and ids without a token."""
         return self._bytes[token]
