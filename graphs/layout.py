@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 Node = Hashable
 Edge = tuple[Node, Node]
 SWEEPS = 12
+MOST_BENDS = 3000
+"""With more of them, edges that pass a layer are drawn without."""
 
 
 @dataclass
@@ -62,7 +64,10 @@ def layered(
     links: list[tuple[Node, Node]] = []
     chains: dict[Edge, list[Node]] = {}
     every: list[Node] = list(nodes)
+    passed = sum(layer[v] - layer[u] - 1 for u, v in edges)
     for u, v in edges:
+        if passed > MOST_BENDS and layer[v] - layer[u] > 1:
+            continue
         chain: list[Node] = [u]
         for k in range(layer[u] + 1, layer[v]):
             bend = _Bend((u, v), k)

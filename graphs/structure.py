@@ -27,6 +27,8 @@ from lmppl.trace import Trace
 CONTEXTS = 6
 """In how many further runs, with values at random, the sites are varied: an edge may show only
 where other sites have certain values."""
+MOST_WORK = 400_000
+"""How many sites are run through before a large program gets fewer values and settings."""
 MOST_RUNS = 16
 """How many runs with different sites are taken as a basis."""
 STRENGTH = {"text": 3, "value": 2, "control": 1, "error": 0}
@@ -44,7 +46,7 @@ def graph_of(
     Nodes are addresses with `kind` ("latent", "observed", "deterministic", "effect", "factor",
     "param"), `law`, `value`, `prompt`, `plates` and `optional` (only some runs have the site).
     `graph.graph["returns"]` lists the sites that the result was made of, `"untested"` those of
-    which no other value could be tried.
+    which no other value could be tried, `"work"` how many sites were run through for it all.
 
     Args:
         program: the function; any function with sites.
@@ -69,13 +71,13 @@ def graph_of(
     import networkx
 
     fn = condition(program, dict(observations)) if observations else program
-    found = networkx.DiGraph(returns=[], untested=[], plates={}, program=_name(program))
+    found = networkx.DiGraph(returns=[], untested=[], plates={}, program=_name(program), work=0)
     call = (fn, args, dict(kwargs or {}))
     hints = constants_of(program)
     bases: list[dict[str, Any]] = [_values(trace)]
     seen: set[frozenset[str]] = set()
     chance = random.Random(0)
-    while bases and len(seen) < MOST_RUNS:
+    while bases and len(seen) < MOST_RUNS and found.graph["work"] <= MOST_WORK:
         base = Replay(Held(bases.pop(0), derive=not seen)).attempt(*call)
         if base.raised is not None and not seen:
             base = _retried(_values(trace), call, base)
@@ -86,6 +88,8 @@ def graph_of(
         seen.add(frozenset(base.events))
         _vary_all(found, base, bases, call, hints)
         for _ in range(contexts):
+            if found.graph["work"] > MOST_WORK:
+                break
             values = {
                 a: chance.choice([e.value, *others(e, hints)]) for a, e in base.events.items()
             }
@@ -193,13 +197,15 @@ def _vary_all(
     """Try other values of every site, one at a time, and add the edges that they show."""
     values = {a: e.value for a, e in base.events.items()}
     pool = [Text(e.value) for e in base.events.values() if isinstance(e.value, str)]
+    most = max(1, MOST_WORK // max(1, len(base.events) ** 2))
     for source in list(base.events.values()):
         if source.op == "factor":
             continue
         ended = False
-        for other in others(source, [*pool[:3], *hints]):
+        for other in others(source, [*pool[:3], *hints])[:most]:
             held = Held(dict(values), changed=(source.address, other))
             run = Replay(held).attempt(*call)
+            found.graph["work"] += len(run.events)
             ended = ended or run.raised is None
             _compare(found, base, run, source, other)
             if set(run.events) - set(base.events):
