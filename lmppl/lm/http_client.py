@@ -12,8 +12,6 @@ made.
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
 import json
 import threading
 import weakref
@@ -38,15 +36,6 @@ from lmppl.lm.http_url import Address
 
 POOL = 8
 """Connections of one pool: httpx2 looks at all of a pool for each request."""
-_OPEN: weakref.WeakSet[Client] = weakref.WeakSet()
-"""Clients with a thread; their connections are ended before the interpreter is."""
-
-
-@atexit.register
-def _close_all() -> None:
-    for client in list(_OPEN):
-        with contextlib.suppress(Exception):  # nobody is left to tell
-            client.close()
 
 
 class Post(NamedTuple):
@@ -99,7 +88,7 @@ class Client:
         self.breaker = Breaker(self.policy, self.clock, address.base)
         self._key = key
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pools: list[Any] = []
+        self._end: Callable[[], object] | None = None
         self._slots: asyncio.LifoQueue[Any] | None = None
         """A pool of connections for each request that may be in flight."""
         self._lock = threading.Lock()
@@ -126,15 +115,11 @@ class Client:
         return found
 
     def close(self) -> None:
-        """End the connections and the thread."""
+        """End the connections and the thread; also done when nobody holds the client any more."""
         with self._lock:
-            loop, self._loop = self._loop, None
-        if loop is None:
-            return
-        pools, self._pools = self._pools, []
-        for pool in pools:
-            asyncio.run_coroutine_threadsafe(pool.aclose(), loop).result(5)
-        loop.call_soon_threadsafe(loop.stop)
+            self._loop, end, self._end = None, self._end, None
+        if end is not None:
+            end()
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -150,18 +135,18 @@ class Client:
         with self._lock:
             if self._loop is None:
                 size = self.policy.concurrency
-                self._pools = [self._pool() for _ in range(-(-size // POOL))]
+                pools = self._connected(-(-size // POOL))
                 self._slots = asyncio.LifoQueue()
                 for i in reversed(range(size)):
-                    self._slots.put_nowait(self._pools[i // POOL])
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(
-                    target=_run, args=(self._loop,), name="lmppl-http", daemon=True
-                ).start()
-                _OPEN.add(self)
+                    self._slots.put_nowait(pools[i // POOL])
+                loop = self._loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=_run, args=(loop,), name="lmppl-http", daemon=True)
+                thread.start()
+                self._end = weakref.finalize(self, _end, loop, pools, thread)
             return self._loop
 
-    def _pool(self) -> Any:
+    def _connected(self, n: int) -> list[Any]:
+        """Pools of connections."""
         try:
             import httpx2
         except ImportError:
@@ -174,14 +159,17 @@ class Client:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         p = self.policy
-        return httpx2.AsyncClient(
-            base_url=self.address.base,
-            headers=headers,
-            timeout=httpx2.Timeout(p.timeout, connect=p.connect, pool=None),
-            limits=httpx2.Limits(max_connections=POOL),
-            follow_redirects=False,
-            trust_env=not self.address.loopback,
-        )
+        secure = self.address.base.startswith("https:")
+        options: dict[str, Any] = {
+            "base_url": self.address.base,
+            "headers": headers,
+            "timeout": httpx2.Timeout(p.timeout, connect=p.connect, pool=None),
+            "limits": httpx2.Limits(max_connections=POOL),
+            "follow_redirects": False,
+            "trust_env": not self.address.loopback,
+            "verify": httpx2.create_ssl_context() if secure else False,
+        }
+        return [httpx2.AsyncClient(**options) for _ in range(n)]
 
     async def _all(self, posts: Sequence[Post]) -> list[Any]:
         found = await asyncio.gather(*map(self._to_the_end, posts), return_exceptions=True)
@@ -323,6 +311,20 @@ def _unpacker(encoding: str, most: int) -> Callable[[bytes], bytes] | None:
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _end(loop: asyncio.AbstractEventLoop, pools: Sequence[Any], thread: threading.Thread) -> None:
+    """Close the pools on their loop, and end its thread."""
+
+    async def close() -> None:
+        for pool in pools:
+            await pool.aclose()
+        loop.stop()
+
+    if thread.is_alive():
+        loop.call_soon_threadsafe(lambda: loop.create_task(close()))
+        if threading.current_thread() is not thread:
+            thread.join(5)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

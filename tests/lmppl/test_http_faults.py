@@ -7,9 +7,11 @@ how many requests were sent; and that nothing hangs. No fault gives a shortened 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,8 +20,10 @@ import pytest
 pytest.importorskip("httpx2")
 
 from lmppl import LM, program, sample  # noqa: E402
+from lmppl.cli import cli  # noqa: E402
 from lmppl.errors import CapabilityError, ContextOverflow, LmpplError  # noqa: E402
 from lmppl.inference import Forward, Importance, infer, infer_many  # noqa: E402
+from lmppl.inference.rundir import read_results  # noqa: E402
 from lmppl.lm.http import HTTPLM  # noqa: E402
 from lmppl.lm.http_errors import (  # noqa: E402
     BadResponse,
@@ -330,3 +334,36 @@ def test_retry_after_dates_and_limits() -> None:
     assert retry_after("nan") is None and retry_after("inf") is None
     with pytest.raises(LmpplError, match="concurrency"):
         Policy(concurrency=0)
+
+
+def test_a_run_whose_server_is_down_ends_with_75_and_goes_on_later(
+    http_stub: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, row = ["a", "b", "<eos>"], [0.5, 0.3, 0.2]
+    (tmp_path / "toy.json").write_text(json.dumps({"tokens": words, "table": {"": row}}))
+    (tmp_path / "one.py").write_text(
+        "from lmppl import LM, program, sample\n\n\n@program\ndef one(text):\n"
+        "    return str(sample('x', LM(text, max_tokens=3)))\n"
+    )
+    lines = [json.dumps({"id": i, "text": "ab"}) + "\n" for i in range(30)]
+    (tmp_path / "data.jsonl").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path)
+    table: dict[tuple[int, ...], list[float]] = {(): row}
+    with http_stub.Stub(TableLM(words, table)).serve() as stub:
+        url = f"{stub.address}?tokenizer=table:toy.json&attempts=1&cache=replies.db"
+        command = ["run", "one.py", "--data", "data.jsonl", "--out", "out", "--lm", url]
+        command += ["--engine", "importance:particles=2", "--concurrency", "2"]
+        stub.fault = lambda n, body: "status:503" if n > 20 else None
+        with pytest.raises(SystemExit) as first:
+            cli.main(command)
+        assert first.value.code == 75
+        kept = len((tmp_path / "out" / "results.jsonl").read_text().splitlines())
+        assert 0 < kept < 30
+        stub.fault = lambda n, body: None
+        before = len(stub.asked)
+        with pytest.raises(SystemExit) as second:
+            cli.main([*command, "--resume", "--retry-failed"])
+        assert second.value.code == 0
+        assert len(stub.asked) - before < 60  # what was answered is not asked again
+    records, _ = read_results(tmp_path / "out")
+    assert len(records) == 30 and not any(r.error for r in records)
