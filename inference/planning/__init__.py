@@ -3,11 +3,16 @@
 Pick `plan` if unsure; `inference_value` shows what the other kinds of inference would answer.
 """
 
+from lmppl.inference.planning.bounded import infer_goal_and_budget, level_k
 from lmppl.inference.planning.kinds import inference_value
+from lmppl.inference.planning.language import LanguageCPT, fill, propose, text_problem
+from lmppl.inference.planning.mcts import OpenMDP
 from lmppl.inference.planning.mdp import CPT, ActionCost, Allowed, FactoredMDP, Reward, TabularMDP
-from lmppl.inference.planning.planner import NotConverged, Plan, RecedingHorizon, plan
+from lmppl.inference.planning.planner import NotConverged, Plan, plan
 from lmppl.inference.planning.programs import Decision, Planned, Planning
 from lmppl.inference.planning.rddl import from_rddl
+from lmppl.inference.planning.receding import RecedingHorizon
+from lmppl.inference.planning.results import as_dataset
 from lmppl.inference.planning.steps import compile_step
 
 __all__ = [
@@ -16,15 +21,23 @@ __all__ = [
     "Allowed",
     "Decision",
     "FactoredMDP",
+    "LanguageCPT",
     "NotConverged",
+    "OpenMDP",
     "Plan",
     "Planned",
     "Planning",
     "RecedingHorizon",
     "Reward",
     "TabularMDP",
+    "as_dataset",
     "compile_step",
+    "fill",
     "from_rddl",
+    "infer_goal_and_budget",
     "inference_value",
+    "level_k",
     "plan",
+    "propose",
+    "text_problem",
 ]

@@ -47,6 +47,8 @@ class Factors:
     """[H + 1] whether the rewards of a slice count."""
     initial: tuple[Array, ...]
     """Law of each variable in slice 0."""
+    paid: Array
+    """[H] whether the costs of a slice count; 0 in slices that are there for the shape alone."""
 
     @property
     def horizon(self) -> int:
@@ -60,8 +62,16 @@ class Factors:
         return max(float(np.ptp(x)) for x in parts) or 1.0
 
 
-def factors_of(mdp: FactoredMDP, horizon: int, state: Mapping[str, Any] | None = None) -> Factors:
-    """Place every reward: on one variable, in a transition's factor, or in a factor of its own."""
+def factors_of(
+    mdp: FactoredMDP,
+    horizon: int,
+    state: Mapping[str, Any] | None = None,
+    slices: int | None = None,
+) -> Factors:
+    """Place every reward: on one variable, in a transition's factor, or in a factor of its own.
+
+    With `slices`, steps in which nothing counts follow, so that all horizons share one shape.
+    """
     from lmppl.inference.planning.regroup import with_end
 
     check_horizon(horizon)
@@ -98,9 +108,10 @@ def factors_of(mdp: FactoredMDP, horizon: int, state: Mapping[str, Any] | None =
         shape = [sizes[i] if i in scope else 1 for i in parents[home]]
         locals_[home] += moved.reshape(*shape, moved.shape[-1])
     penalties(mdp, horizon, names, parents, tables, locals_, sizes)
-    counts = np.ones(horizon + 1)
+    long = horizon if slices is None else max(horizon, slices)
+    counts = (np.arange(long + 1) <= horizon).astype(float)
     if mdp.timing == "state_action":
-        counts[-1] = 0.0
+        counts[horizon] = 0.0
     if mdp.timing == "successor":
         counts[0] = 0.0
     codes = mdp.codes(mdp.initial if state is None else state)
@@ -112,6 +123,7 @@ def factors_of(mdp: FactoredMDP, horizon: int, state: Mapping[str, Any] | None =
         mdp.allowed,
         counts,
         tuple(np.eye(s)[c] for s, c in zip(sizes, codes, strict=True)),
+        (np.arange(long) < horizon).astype(float),
     )
 
 
@@ -175,4 +187,5 @@ def padded(problem: Factors) -> dict[str, Array]:
         "cost": problem.cost,
         "allowed": problem.allowed.astype(float),
         "counts": problem.counts,
+        "paid": np.append(problem.paid, 0.0),
     }

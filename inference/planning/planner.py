@@ -5,7 +5,9 @@
 | "dp" | exact | anything that fits into one table |
 | "lp" | exact (a table) or an upper bound (factored) | expected utility, nearly deterministic |
 | "vbp" | estimate | factored, noisy; may not converge, and says so |
+| "maxent" | estimate | factored: "vbp" with a temperature of a tenth of the reward's range |
 | "rollout" | estimate | factored, a cheap baseline that plans for an agent that does not react |
+| "mcts" | estimate | states that cannot be listed (`OpenMDP`): tree search with chance nodes |
 
 "auto" is exact where |S|² A H is small. Elsewhere it asks the baseline and one of "lp" and "vbp",
 and lets the proposed first actions compete: simulated runs with common random numbers, continued by
@@ -23,15 +25,17 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.distributions import Categorical
 from lmppl.errors import BadArgument
 from lmppl.inference.planning import dp, lp, vbp, vilp
 from lmppl.inference.planning.factors import Factors, factors_of
 from lmppl.inference.planning.kinds import certainty_equivalent
+from lmppl.inference.planning.mcts import OpenMDP, as_world, search
 from lmppl.inference.planning.mdp import MOST_STATES, FactoredMDP, TabularMDP
 from lmppl.inference.planning.rollout import arollout, reactive, simulate
 from lmppl.inference.planning.tables import Array, check_horizon
 
-METHODS = ("auto", "dp", "lp", "vbp", "rollout")
+METHODS = ("auto", "dp", "lp", "vbp", "maxent", "rollout", "mcts")
 EXACT_WORK = 1e9
 MOST_VARIABLES = 30_000
 NEARLY_DETERMINISTIC = 0.25
@@ -58,6 +62,10 @@ class Plan:
     converged: bool = True
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
+    def law(self, t: int, state: Any) -> Categorical:
+        """The policy as a distribution that a program can sample: `sample("a", found.law(0, s))`."""
+        return Categorical(dict(self.policy(t, state)))
+
     @property
     def action(self) -> Any:
         """The most probable first action; warns where the run did not converge."""
@@ -73,7 +81,7 @@ class Plan:
 
 
 def plan(
-    mdp: TabularMDP | FactoredMDP,
+    mdp: TabularMDP | FactoredMDP | OpenMDP,
     state: Any = None,
     horizon: int = 10,
     method: str = "auto",
@@ -97,7 +105,8 @@ def plan(
         seed: of the simulated runs of "auto".
         rollouts: how many runs decide in "auto".
         exact_work: |S|² A H up to which "auto" is exact.
-        options: of the message passing; see `lmppl.inference.planning.vbp.propagate`.
+        options: of the message passing (`lmppl.inference.planning.vbp.propagate`) or of the tree
+            search (`lmppl.inference.planning.mcts.search`).
 
     >>> walk = TabularMDP(3, ["left", "right"], [[[1, 0, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]],
     ...     [[0, 1, 0], [0, 0, 1]]], [.1, 0, 1])
@@ -111,7 +120,16 @@ def plan(
     dp.check_numbers(risk_aversion, temperature)
     if method not in METHODS:
         raise BadArgument(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if isinstance(mdp, TabularMDP) and method in ("vbp", "rollout"):
+    if isinstance(mdp, OpenMDP) or method == "mcts":
+        if method not in ("auto", "mcts") or risk_aversion or temperature:
+            raise BadArgument(
+                f"method={method!r} needs a problem whose states are listed, and tree search is about "
+                "the expected utility",
+                value=f"risk_aversion={risk_aversion}, temperature={temperature}",
+                fix='use method="mcts" without risk and temperature, or "dp"',
+            )
+        return _searched(mdp, state, horizon, seed, options)
+    if isinstance(mdp, TabularMDP) and method in ("vbp", "maxent", "rollout"):
         raise BadArgument(
             f"method={method!r} needs a FactoredMDP: a table has no factors",
             fix='use method="dp", which is exact here',
@@ -129,13 +147,14 @@ def plan(
         if method == "auto":
             return _exact(mdp, state, horizon, risk, temperature)
         return _occupancy(mdp, state, horizon)
-    problem = factors_of(mdp, horizon, state)
+    problem = factors_of(mdp, horizon, state, options.pop("slices", None))
+    own = {k: v for k, v in options.items() if k != "start"}
 
     def again(t: int, at: Any) -> dict[Any, float]:
         _check_time(t, horizon)
         return plan(
             mdp, at, horizon - t, method, risk_aversion=risk_aversion, temperature=temperature,
-            seed=seed, rollouts=rollouts, exact_work=exact_work, **options,
+            seed=seed, rollouts=rollouts, exact_work=exact_work, **own,
         ).action_probs  # fmt: skip
 
     if method == "auto":
@@ -227,15 +246,18 @@ def _factored(
     mdp: FactoredMDP, problem: Factors, method: str, risk: float, temperature: float,
     policy: Callable[[int, Any], dict[Any, float]], options: Mapping[str, Any],
 ) -> Plan:  # fmt: skip
-    if method == "vbp":
+    if method == "maxent":
+        usual = {"damping": 0.5, "inner": 1000}
+        temperature, options = temperature or 0.1 * problem.span, {**usual, **options}
+    if method in ("vbp", "maxent"):
         b = vbp.propagate(problem, risk=risk, temperature=temperature, **options)
         told = {
             "residual": b.residual, "sweeps": b.sweeps, "inner_iterations": b.inner_iterations,
             "temperature": b.temperature, "schedule": options.get("schedule", "sequential"),
-            "marginals": b.beliefs,
+            "marginals": b.beliefs, "messages": b.messages,
         }  # fmt: skip
         return Plan(
-            "vbp", _named(mdp, b.action_values), _named(mdp, b.action_probs), b.value, "estimate",
+            method, _named(mdp, b.action_values), _named(mdp, b.action_probs), b.value, "estimate",
             policy, b.converged, told,
         )  # fmt: skip
     if options:
@@ -297,6 +319,43 @@ def _auto(
     return Plan("auto", dict(means), probs, means[best], "estimate", policy, True, told)
 
 
+def _searched(
+    mdp: TabularMDP | FactoredMDP | OpenMDP, state: Any, horizon: int, seed: int, options: Any
+) -> Plan:
+    """Tree search; the policy searches again from where it is asked."""
+    if isinstance(mdp, OpenMDP):
+        world, names, at = mdp, None, mdp.start if state is None else state
+    else:
+        world = as_world(mdp, horizon, state)
+        names, at = mdp.actions, world.start
+    found = search(world, at, horizon, seed=seed, **options)
+
+    def named(values: Mapping[Any, float]) -> dict[Any, float]:
+        return dict(values) if names is None else {names[k]: v for k, v in sorted(values.items())}
+
+    def policy(t: int, where: Any) -> dict[Any, float]:
+        _check_time(t, horizon)
+        return _searched(mdp, where, horizon - t, seed, options).action_probs
+
+    best = max(found.values, key=lambda a: (found.visits[a], found.values[a]))
+    probs = {a: float(a == best) for a in found.values}
+    told = {
+        "visits": named(found.visits),
+        "standard_errors": named(found.errors),
+        "nodes": found.nodes,
+    }
+    return Plan(
+        "mcts",
+        named(found.values),
+        named(probs),
+        found.values[best],
+        "estimate",
+        policy,
+        True,
+        told,
+    )
+
+
 def stochasticity(problem: Factors) -> float:
     """Mean entropy of the rows of the transitions, relative to the uniform law's."""
     parts = []
@@ -305,28 +364,6 @@ def stochasticity(problem: Factors) -> float:
             p = np.maximum(f.table, 1e-300)
             parts.append(float(-(p * np.log(p)).sum(axis=-1).mean() / np.log(p.shape[-1])))
     return float(np.mean(parts)) if parts else 0.0
-
-
-@dataclass
-class RecedingHorizon:
-    """Plan, act once, look, plan again.
-
-    Args:
-        mdp: the problem.
-        lookahead: how many actions each plan has.
-        method: of `plan`.
-        options: passed to `plan`.
-    """
-
-    mdp: TabularMDP | FactoredMDP
-    lookahead: int = 9
-    method: str = "auto"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def act(self, state: Any, remaining: int | None = None) -> Any:
-        """The action in a state, with `remaining` actions to go."""
-        depth = self.lookahead if remaining is None else min(self.lookahead, remaining)
-        return plan(self.mdp, state, depth, self.method, **self.options).action
 
 
 def _codes(problem: Factors) -> Any:

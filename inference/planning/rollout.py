@@ -35,7 +35,7 @@ def arollout(problem: Factors, states: Codes, start: int = 0, depth: int | None 
     for t in range(start, stop):
         law = first if t == start else uniform
         w = problem.counts[t]
-        score += w * _state_reward(problem, f, law) - law @ problem.cost
+        score += w * _state_reward(problem, f, law) - problem.paid[t] * (law @ problem.cost)
         f = [
             _mean(g.table, [f[p] for p in g.parents], law)
             for g in problem.factors[: len(problem.sizes)]
@@ -78,7 +78,9 @@ def simulate(
     total = np.zeros(n)
     for t in range(problem.horizon):
         actions = np.full(n, first) if t == 0 and first is not None else policy(t, states)
-        total += problem.counts[t] * realised(problem, states, actions) - problem.cost[actions]
+        total += problem.counts[t] * realised(problem, states, actions) - (
+            problem.paid[t] * problem.cost[actions]
+        )
         following = np.empty_like(states)
         for i, g in enumerate(problem.factors[: len(problem.sizes)]):
             if g.table is not None:

@@ -59,6 +59,8 @@ class Beliefs:
     sweeps: int
     inner_iterations: int
     temperature: float
+    messages: dict[str, Array]
+    """Where a later run may start: f0, b0, n0 and c0 by slice."""
 
 
 def propagate(
@@ -72,6 +74,7 @@ def propagate(
     tolerance: float = 1e-5,
     anneal: bool = True,
     schedule: str = "sequential",
+    start: dict[str, Array] | None = None,
 ) -> Beliefs:
     """Sweep backwards and forwards until the messages rest.
 
@@ -85,6 +88,7 @@ def propagate(
         tolerance: on the largest undamped change, relative to the reward's range.
         anneal: let α fall to its floor over the first half of the sweeps.
         schedule: "sequential"; "flooding" is there to show that it fails.
+        start: messages of an earlier run of the same shape (`shifted`); α does not fall anew.
     """
     import jax
 
@@ -96,6 +100,9 @@ def propagate(
     floor = temperature or FLOOR * problem.span
     high = max(floor, problem.span if risk == 0.0 else min(1.0 / abs(risk), problem.span))
     arrays = padded(problem)
+    anneal = anneal and start is None
+    arrays |= fresh(arrays) if start is None else start
+    arrays["f0"][0] = arrays["initial"]
     numbers = {
         "lam": risk,
         "floor": floor,
@@ -122,7 +129,25 @@ def propagate(
         int(out["sweeps"]),
         int(out["inner"]),
         floor,
+        {name: out[name] for name in ("f0", "b0", "n0", "c0")},
     )
+
+
+def fresh(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Messages that say nothing: forward laws uniform over what can occur."""
+    (slices,), (e, k), (n1, d) = (arrays[x].shape for x in ("counts", "parents", "unary"))
+    reach = np.concatenate([arrays["table"].sum(axis=(1, 2))[: n1 - 1], arrays["initial"][-1:]]) > 0
+    return {
+        "f0": np.repeat((reach / reach.sum(axis=1, keepdims=True))[None], slices, axis=0),
+        "b0": np.zeros((slices, n1, d)),
+        "n0": np.zeros((slices, e, k, d)),
+        "c0": np.zeros((slices, e, arrays["local"].shape[2])),
+    }
+
+
+def shifted(messages: dict[str, Array]) -> dict[str, Array]:
+    """The messages one action later; the last slice keeps its own."""
+    return {name: np.concatenate([m[1:], m[-1:]]) for name, m in messages.items()}
 
 
 @functools.cache
@@ -145,7 +170,6 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
         a_n = local.shape[2]
         lam = num["lam"]
         slices = given["counts"].shape[0]
-        last = jnp.arange(slices) == slices - 1
         child = jnp.minimum(jnp.arange(e_n), n1 - 1)
         digits = jnp.stack([x.ravel() for x in jnp.indices((d,) * k)], axis=1)
 
@@ -187,14 +211,14 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             made = jnp.stack(n)
             return pi, lb, c - c.max(), made - made.max(axis=1, keepdims=True)
 
-        def inner(f: Any, n: Any, c: Any, w: Any, kk: Any, end: Any, alpha: Any) -> Any:
+        def inner(f: Any, n: Any, c: Any, w: Any, paid: Any, kk: Any, end: Any, alpha: Any) -> Any:
             """Node step in parallel, factors in turn, until the slice rests."""
             u = given["unary"] * w
             stay = local * w + kk
             own = jnp.where(
                 end,
                 -alpha * jnp.log(a_n * 1.0),
-                jnp.where(given["allowed"] > 0, -given["cost"], FORBIDDEN),
+                jnp.where(given["allowed"] > 0, -paid * given["cost"], FORBIDDEN),
             )
 
             def once(state: Any) -> Any:
@@ -222,69 +246,57 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             """Messages into values that cannot occur do not count."""
             return jnp.abs(jnp.where(f[parents] > 1e-12, new - old, 0.0)).max()
 
-        def sweep(state: Any) -> Any:
-            it, f, b, n, c, _, done, _ = state
-            alpha = jnp.maximum(num["floor"], num["high"] / (num["fall"] * it + 1.0))
+        times = jnp.arange(slices)
+        order = jnp.concatenate([times[::-1], times])
+        forwards = jnp.arange(2 * slices) >= slices
 
-            def back(ahead: Any, xs: Any) -> Any:
-                f_t, b_t, n_t, c_t, w, end = xs
-                kk = continuation(ahead, end)
-                n2, c2, _, _, steps, rest = inner(f_t, n_t, c_t, w, kk, end, alpha)
-                new = given["unary"] * w + gather(n2)
-                new = new - jnp.where(f_t > 1e-12, new, -jnp.inf).max(axis=1, keepdims=True)
-                off = jnp.abs(jnp.where(f_t > 1e-12, new - b_t, 0.0)).max()
-                kept = (1 - num["damping"]) * new + num["damping"] * b_t
-                kept = jnp.where(it == 0, new, kept)
-                off = jnp.maximum(off, jnp.abs(c2 - c_t).max())
-                return kept, (kept, n2, c2, off, steps, rest)
-
-            xs = (f, b, n, c, given["counts"], last)
-            _, (b, n, c, off, steps, rest) = jax.lax.scan(
-                back, jnp.zeros((n1, d)), xs, reverse=True
+        def visit(carry: Any, xs: Any) -> Any:
+            """One slice on the way back, which updates b, or on the way forth, which updates f."""
+            f, b, n, c, _, _, _, alpha, fresh = carry
+            t, forth = xs
+            end, after, w = t == slices - 1, jnp.minimum(t + 1, slices - 1), given["counts"][t]
+            kk = continuation(b[after], end)
+            n2, c2, pi, lb, steps, rest = inner(
+                f[t], n[t], c[t], w, given["paid"][t], kk, end, alpha
             )
-            f, n, c, off2, more, rest2, _, _, _ = ahead_pass(f, b, n, c, alpha, it == 0)
-            residual = jnp.maximum(off.max(), off2.max())
-            return (
-                it + 1, f, b, n, c, residual, done + steps.sum() + more.sum(),
-                rest.all() & rest2.all() & (alpha <= num["floor"]),
-            )  # fmt: skip
+            back = given["unary"] * w + gather(n2)
+            back = back - jnp.where(f[t] > 1e-12, back, -jnp.inf).max(axis=1, keepdims=True)
+            off = jnp.abs(jnp.where(f[t] > 1e-12, back - b[t], 0.0)).max()
+            off = jnp.maximum(off, jnp.abs(c2 - c[t]).max())
+            weight = jnp.exp(lb)[:, :, None] * pi
+            if not neutral:
+                weight = weight * jnp.exp(-lam * (kk - jnp.min(kk, axis=(1, 2), keepdims=True)))
+            new = jnp.einsum("exa,exay->ey", weight, table)[: n1 - 1]
+            new = new / new.sum(axis=1, keepdims=True)
+            new = jnp.concatenate([new, given["initial"][-1:]])
+            off = jnp.where(forth, jnp.where(end, 0.0, jnp.abs(new - f[after]).max()), off)
+            keep = jnp.where(fresh, 0.0, num["damping"])
+            f = f.at[after].set(
+                jnp.where(forth & ~end, (1 - keep) * new + keep * f[after], f[after])
+            )
+            b = b.at[t].set(jnp.where(forth, b[t], (1 - keep) * back + keep * b[t]))
+            found = carry[4].at[t].set(pi), carry[5].at[t].set(lb), carry[6].at[t].set(kk)
+            carry = f, b, n.at[t].set(n2), c.at[t].set(c2), *found, alpha, fresh
+            return carry, (off, steps, rest)
 
-        def ahead_pass(f: Any, b: Any, n: Any, c: Any, alpha: Any, fresh: Any) -> Any:
-            following = jnp.concatenate([b[1:], jnp.zeros((1, n1, d))])
-            old_next = jnp.concatenate([f[1:], f[-1:]])
+        def sweep(state: Any) -> Any:
+            it, messages, _, done, _ = state
+            alpha = jnp.maximum(num["floor"], num["high"] / (num["fall"] * it + 1.0))
+            carry, (off, steps, rest) = jax.lax.scan(
+                visit, (*messages, alpha, it == 0), (order, forwards)
+            )
+            rested = rest.all() & (alpha <= num["floor"])
+            return it + 1, carry[:7], off.max(), done + steps.sum(), rested
 
-            def forth(f_t: Any, xs: Any) -> Any:
-                b_next, n_t, c_t, w, end, old = xs
-                kk = continuation(b_next, end)
-                n2, c2, pi, lb, steps, rest = inner(f_t, n_t, c_t, w, kk, end, alpha)
-                weight = jnp.exp(lb)[:, :, None] * pi
-                if not neutral:
-                    low = jnp.min(kk, axis=(1, 2), keepdims=True)
-                    weight = weight * jnp.exp(-lam * (kk - low))
-                new = jnp.einsum("exa,exay->ey", weight, table)[: n1 - 1]
-                new = new / new.sum(axis=1, keepdims=True)
-                new = jnp.concatenate([new, given["initial"][-1:]])
-                off = jnp.where(end, 0.0, jnp.abs(new - old).max())
-                kept = jnp.where(fresh, new, (1 - num["damping"]) * new + num["damping"] * old)
-                return kept, (f_t, n2, c2, off, steps, rest, pi, lb, kk)
-
-            xs = (following, n, c, given["counts"], last, old_next)
-            _, out = jax.lax.scan(forth, given["initial"], xs)
-            return out
-
-        def valid() -> Any:
-            reach = jnp.einsum("exay->ey", table)[: n1 - 1] > 0
-            return jnp.concatenate([reach, given["initial"][-1:] > 0])
-
-        ones = valid() / valid().sum(axis=1, keepdims=True)
-        f0 = jnp.broadcast_to(ones, (slices, n1, d)).at[0].set(given["initial"])
-        n0, c0 = jnp.zeros((slices, e_n, k, d)), jnp.zeros((slices, e_n, a_n))
-        first = (0, f0, jnp.zeros((slices, n1, d)), n0, c0, jnp.inf, 0, False)
-        it, f, b, n, c, residual, done, rested = jax.lax.while_loop(
-            lambda s: (s[0] < num["sweeps"]) & ((s[5] > num["tolerance"]) | ~s[7]), sweep, first
+        big = (slices, e_n, d**k, a_n)
+        start = tuple(given[x] for x in ("f0", "b0", "n0", "c0"))
+        held = jnp.zeros(big), jnp.zeros(big[:3]), jnp.zeros(big)
+        it, messages, residual, done, rested = jax.lax.while_loop(
+            lambda s: (s[0] < num["sweeps"]) & ((s[2] > num["tolerance"]) | ~s[4]),
+            sweep,
+            (0, (*start, *held), jnp.inf, 0, False),
         )
-        alpha = jnp.maximum(num["floor"], num["high"] / (num["fall"] * (it - 1) + 1.0))
-        f, n, c, _, _, _, pi, lb, kk = ahead_pass(f, b, n, c, alpha, True)
+        f, b, n, c, pi, lb, kk = messages
         bel = jnp.exp(lb)
         joint = bel[..., None] * pi
         w = given["counts"][:, None]
@@ -293,7 +305,7 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
         lq = safe(f) + (0.0 if neutral else lam * (u + jax.vmap(gather)(n)))
         beliefs = jax.nn.softmax(lq, axis=2) * (f > 0)
         value = (w[..., None, None] * joint * local[None]).sum() + (beliefs * u).sum()
-        value = value - (q.mean(axis=1) @ given["cost"])[:-1].sum()
+        value = value - (given["paid"] * (q.mean(axis=1) @ given["cost"]))[:-1].sum()
         if not neutral:
             b_next = b.at[:, n1 - 1].set(0.0)[1:][:, child]
             log_q = lam * (b_next[:, :, None, None] - kk[:-1][..., None])
@@ -307,6 +319,7 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
         return {
             "value": value, "q": q[0].mean(axis=0), "scores": scores, "forward": f,
             "beliefs": beliefs, "residual": residual, "sweeps": it, "inner": done, "rested": rested,
+            "f0": f, "b0": b, "n0": n, "c0": c,
         }  # fmt: skip
 
     return jax.jit(run)

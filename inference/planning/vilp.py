@@ -101,7 +101,7 @@ def _programme(problem: Factors) -> tuple[Array, Any, Array, list[slice], int]:
         w = problem.counts[t]
         equal([(act[t], np.ones((1, a)))], np.ones(1))
         if t < h:
-            cost[act[t]] += problem.cost
+            cost[act[t]] += problem.paid[t] * problem.cost
         for i in range(n):
             cost[mu[t, i]] -= w * problem.unary[i]
         for e, f in enumerate(problem.factors):
