@@ -75,6 +75,10 @@ function story() {
   });
   let total = 0, passed = true;
   const limit = D.told && view.step < D.T && S.steps[view.step].at ? S.steps[view.step].at[D.lines[view.step][i]] : -1;
+  const stops = (n) => (at.get(n) || []).map(([t, s, k]) => el("li", { class: `stop${view.step === t ? " on" : ""}` },
+    el("button", { on: { click: () => { view.step = t; update(); } } }, `barrier ${t}`),
+    ` ESS ${show(s.ess, 3)}${k === null ? "" : k === 1 ? ", resampled: one child" : `, resampled: ${count(k)} children`}`));
+  if (limit === 0) passed = false;
   const shown = nodes.slice(0, 400).map((n) => {
     const op = opOf(n), logp = S.nodes.logp[n], logw = S.nodes.logw[n], tokens = S.nodes.tokens[n];
     total = total === null || logw === null ? null : total + logw;
@@ -84,15 +88,12 @@ function story() {
     const item = el("li", { class: `event ${["sample", "observe", "factor", "effect"].includes(op) ? op : "other"}${passed ? "" : " later"}` },
       el("div", { class: "what" }, el("b", null, verb), " ", el("span", { class: "site" }, mark(siteOf(n))), el("span", { class: "sub" }, [p, w].filter(Boolean).join(" · "))),
       el("div", { class: "value" }, mark(textOf(n) || "(empty)")));
-    const stops = (at.get(n) || []).map(([t, s, k]) => el("li", { class: `stop${view.step === t ? " on" : ""}` },
-      el("button", { on: { click: () => { view.step = t; update(); } } }, `barrier ${t}`),
-      ` ESS ${show(s.ess, 3)}${k === null ? "" : k === 1 ? ", resampled: one child" : `, resampled: ${count(k)} children`}`));
     if (n === limit) passed = false;
-    return [item, stops];
+    return [item, stops(n)];
   });
   put("story", el("div", { class: "answerline" }, el("i", { class: "dot", style: `background:${colour(P.answer[i])}` }),
     ` particle ${P.index[i]} answers `, el("b", null, mark(cut(answerText(P.answer[i]), 400))), el("span", { class: "sub" }, `  weight ${show(P.w[i] || 0)}, log weight ${show(P.lw[i])}`)),
-  el("ol", { class: "events" }, shown), nodes.length > 400 && el("p", { class: "sub" }, `${count(nodes.length - 400)} more sites`));
+  el("ol", { class: "events" }, stops(0), shown), nodes.length > 400 && el("p", { class: "sub" }, `${count(nodes.length - 400)} more sites`));
   $("which").textContent = `particle ${P.index[i]}`;
 }
 

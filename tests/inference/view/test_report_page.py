@@ -475,3 +475,20 @@ def test_what_a_search_gave_up_is_told() -> None:
     texts = [state["strings"][t] for t in state["nodes"]["text"]]
     assert isinstance(found, Found) and found.nodes > len(found) and len(parent) > len(alive)
     assert {texts[n] for n in set(range(len(parent))) - alive} - {"True", ""}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of ArviZ and matplotlib are theirs
+def test_the_plots_of_arviz_are_pictures_in_the_page() -> None:
+    pytest.importorskip("arviz")
+    pytest.importorskip("matplotlib")
+
+    @program
+    def named() -> Any:
+        return sample("<b>side", Uniform(["<i>heads", "tails"])), sample("n", Uniform([1, 2, 3]))
+
+    page = report_page(infer(named, engine=SMC(50), seed=0), arviz=True)
+    found = Markup(page)
+    assert page.count('<img class="shot"') == 2 and "img-src data:;" in found.policy
+    assert "<b>side_code: 0 = <i>heads, 1 = tails" in "".join(found.texts)
+    assert "img-src" not in Markup(report_page(infer(named, engine=SMC(5), seed=0))).policy
