@@ -36,6 +36,7 @@ from lmppl.inference.smc.cascade import Cascade
 from lmppl.inference.smc.particle_filter import SMC, tokens
 from lmppl.inference.smc.temper import Temper
 from lmppl.inference.smc.without_replacement import WithoutReplacement
+from lmppl.inference.stopping.rounds import Rounds
 from lmppl.inference.stopping.sequential import Adaptive, Sequential
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "Marginal",
     "Posterior",
     "Rejection",
+    "Rounds",
     "Sequential",
     "StepGreedy",
     "WiderDeeper",

@@ -123,13 +123,13 @@ class ParticleMarginalMH(Engine):
         if evidence == NEG_INF:
             return population_posterior(machine, self, points[0].states, NEG_INF)
         xs = [
-            points[draw(machine.env.chance, fold(machine.key, "path", c), lw)]
+            points[draw(machine.env.chance, _chain(fold(machine.key, "path"), c), lw)]
             for c in range(self.chains)
         ]
         traces: list[list[Trace]] = [[] for _ in xs]
         accepted = 0
         for s in range(self.steps):
-            keys = [fold(machine.key, "step", s, c) for c in range(self.chains)]
+            keys = [_chain(fold(machine.key, "step", s), c) for c in range(self.chains)]
             moves = yield from self._propose(machine, xs, keys)
             ys: list[_Point] = yield from together(
                 [
@@ -279,6 +279,11 @@ class ParticleMarginalMH(Engine):
             return {}, NEG_INF, NEG_INF
         log_q, log_p = (sum(getattr(e, x) for e in found.values()) for x in ("logq", "logp"))
         return {a: e.value for a, e in found.items()}, log_q, log_p
+
+
+def _chain(key: Key, c: int) -> Key:
+    """The key of one chain; more chains change nothing in the first."""
+    return fold(key, "chain", c) if c else key
 
 
 def _until(machine: Machine, particles: Sequence[Particle], wanted: set[str]) -> Jobs:

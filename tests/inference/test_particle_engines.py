@@ -169,6 +169,15 @@ def theta_first() -> str:
     return str(more)
 
 
+def test_more_chains_change_nothing_in_the_first() -> None:
+    lm = TableLM.random(["a", "b", "<eos>"], seed=1)
+    one, three = (
+        infer(theta_first, engine=ParticleMarginalMH(["word"], 6, particles=2, chains=c), lm=lm)
+        for c in (1, 3)
+    )
+    assert [t.result for t in three.traces[:6]] == [t.result for t in one.traces]
+
+
 @pytest.mark.parametrize(
     "fn,engine",
     [

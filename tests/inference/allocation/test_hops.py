@@ -56,7 +56,7 @@ def test_the_value_is_what_following_the_plan_earns() -> None:
 
 
 def test_greedy_and_one_model_stay_behind() -> None:
-    """300 random instances: never better than the plan, behind it in most (a paper's 71 %)."""
+    """300 random instances: never better than the plan, behind it in more than half."""
     plans, greedy, single = (np.zeros(300) for _ in range(3))
     for i in range(300):
         table, q, c = instance(100 + i)
