@@ -8,6 +8,7 @@ from lmppl.inference.planning.kinds import inference_value
 from lmppl.inference.planning.language import LanguageCPT, fill, propose, text_problem
 from lmppl.inference.planning.mcts import OpenMDP
 from lmppl.inference.planning.mdp import CPT, ActionCost, Allowed, FactoredMDP, Reward, TabularMDP
+from lmppl.inference.planning.moves import plan_policy
 from lmppl.inference.planning.planner import NotConverged, Plan, plan
 from lmppl.inference.planning.programs import Decision, Planned, Planning
 from lmppl.inference.planning.rddl import from_rddl
@@ -38,6 +39,7 @@ __all__ = [
     "inference_value",
     "level_k",
     "plan",
+    "plan_policy",
     "propose",
     "text_problem",
 ]
