@@ -6,7 +6,8 @@ there already (from 1), then those of the list; a task may only read earlier one
 model writes, the graph is acyclic. Anything else raises `NodeFailed`: a node with `retries` then
 asks again.
 
-`task_regex(most)` constrains a model to lists of plain tasks: `LM(prompt, regex=task_regex(3))`.
+`task_schema(most)` constrains a model to such lists, `LM(prompt, json_schema=task_schema(3))`, and
+`task_regex(most)` to lists of plain tasks.
 """
 
 from __future__ import annotations
@@ -35,23 +36,20 @@ def task_regex(most: int = 3, longest: int = 80) -> str:
     return rf"\[{item}(, {item}){{0,{max(most, 1) - 1}}}\]"
 
 
-def task_schema(most: int = 3, longest: int = 80) -> dict[str, Any]:
-    """The same as a JSON schema, with dependencies, for models that are constrained by one."""
-    number = {"type": "integer", "minimum": 1}
-    return {
-        "type": "array",
-        "minItems": 1,
-        "maxItems": most,
-        "items": {
+def task_schema(most: int = 3, longest: int = 80, *, after: bool = True) -> dict[str, Any]:
+    """The same as a JSON schema; with `after`, tasks say which tasks they read."""
+    text: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": longest}
+    item = text
+    if after:
+        number = {"type": "integer", "minimum": 1}
+        reads = {"type": "array", "items": number, "maxItems": 8}
+        item = {
             "type": "object",
-            "properties": {
-                "task": {"type": "string", "minLength": 1, "maxLength": longest},
-                "after": {"type": "array", "items": number, "maxItems": 8},
-            },
+            "properties": {"task": text, "after": reads},
             "required": ["task"],
             "additionalProperties": False,
-        },
-    }
+        }
+    return {"type": "array", "minItems": 1, "maxItems": most, "items": item}
 
 
 def first_json(text: str) -> Any:
