@@ -65,7 +65,7 @@ bench: $(STAMP)
 # Other packages beside ours, in an environment of their own; no part of the suite.
 peers:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet its-hub==1.2.0 treequest==0.3.3
+	.venv-peers/bin/python -m pip install --quiet its-hub==1.2.0 treequest==0.3.3 inferactively-pymdp==1.0.4
 	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	@set -e; for file in tests/peers/*.py; do echo "== $$file"; $(THREADS) .venv-peers/bin/python $$file; done
 
