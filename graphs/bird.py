@@ -229,13 +229,8 @@ def fit(
     True
     """
     known = check_factors(factors)
-    index = np.array([[_place(known, f, x) for f in known] for x in asked], dtype=np.int64)
-    x = one_hot(index.reshape(-1, len(known)), [len(v) for v in known.values()])
-    law = _label_laws(labels, len(asked))
-    said = speaks or {}
-    start = np.array(
-        [STARTS[said.get(f, {}).get(v, "neither")] for f, values in known.items() for v in values]
-    )
+    x, law = design(factors, asked, labels)
+    start = starts(factors, speaks)
     precision = np.full(len(start), 1.0 / scale**2)
 
     def profile(log_s: float) -> tuple[float, Floats, Floats]:
@@ -264,6 +259,26 @@ def fit(
     }
     covariance = np.asarray(np.linalg.inv(hessian), dtype=np.float64)
     return Fitted(known, theta, covariance, math.exp(best), laws)
+
+
+def design(factors: Factors, asked: Sequence[Instance], labels: Any) -> tuple[Floats, Floats]:
+    """Instances as rows of zeros and ones [M, D], and their labels as laws [M, 7]."""
+    known = check_factors(factors)
+    index = np.array([[_place(known, f, x) for f in known] for x in asked], dtype=np.int64)
+    x = one_hot(index.reshape(-1, len(known)), [len(v) for v in known.values()])
+    return x, _label_laws(labels, len(asked))
+
+
+def starts(factors: Factors, speaks: Mapping[str, Mapping[str, str]] | None = None) -> Floats:
+    """The prior mean of θ [D]."""
+    said = speaks or {}
+    return np.array(
+        [
+            STARTS[said.get(f, {}).get(v, "neither")]
+            for f, values in check_factors(factors).items()
+            for v in values
+        ]
+    )
 
 
 def _place(factors: Mapping[str, Sequence[str]], f: str, x: Instance) -> int:
@@ -308,17 +323,17 @@ def _sigmoid(x: Floats) -> Floats:
 
 
 def label_terms(eta: Floats, noise: float) -> tuple[Floats, Floats, Floats]:
-    """log P(label | η) and its two derivatives in η, for every label [M, 7]."""
+    """log P(label | η) and its two derivatives in η, for every label [M, 7].
+
+    With a < b the two ends, σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a - b}), whose last factor is constant.
+    """
     t = (thresholds()[None, :] - eta[:, None]) / noise
     low, high = t[:, :-1], t[:, 1:]
-    right = low + high > 0  # there both are near 1: take the difference of 1 - σ
-    p = _sigmoid(np.where(right, -low, high)) - _sigmoid(np.where(right, -high, low))
-    p = np.maximum(p, 1e-300)
+    logp = np.log1p(-np.exp(low - high)) - np.logaddexp(0.0, -high) - np.logaddexp(0.0, low)
     density = _sigmoid(t) * _sigmoid(-t)
-    slope = density * (_sigmoid(-t) - _sigmoid(t))
-    first = -np.diff(density, axis=1) / p / noise
-    second = (np.diff(slope, axis=1) / p - (np.diff(density, axis=1) / p) ** 2) / noise**2
-    return np.log(p), first, second
+    first = (_sigmoid(low) - _sigmoid(-high)) / noise
+    second = -(density[:, :-1] + density[:, 1:]) / noise**2
+    return np.asarray(logp, dtype=np.float64), first, second
 
 
 def _newton(
@@ -336,7 +351,7 @@ def _newton(
     for _ in range(50):
         _, first, second = label_terms(x @ theta, noise)
         gradient = x.T @ (law * first).sum(axis=1) - precision * (theta - start)
-        curve = np.maximum(-(law * second).sum(axis=1), 0.0)
+        curve = -(law * second).sum(axis=1)
         hessian = x.T @ (curve[:, None] * x) + np.diag(precision)
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
