@@ -272,7 +272,7 @@ class Solver:
         p = 0.97 ** (k**1.6)
         noise = NormalDist().inv_cdf((sample("noise", LEVELS) + 0.5) / 200)
         odds = p / (1 - p) * math.exp(0.7 * noise)
-        return odds / (1 + odds)
+        return float(odds / (1 + odds))
 
     def execute(self, k: int, known: Known) -> tuple[float, int]:
         return 0.97 ** (k**1.6), 1
