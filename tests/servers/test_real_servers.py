@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from lmppl import LM, Choice, factor, observe, program, sample
+from lmppl.errors import CapabilityError, ContextOverflow
 from lmppl.inference import SMC, Enumerate, Forward, Importance, infer
 from lmppl.lm import smollm2
 from lmppl.lm.base import LanguageModel, TokenLaw
@@ -82,20 +83,40 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
-def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if found := os.environ.get("LMPPL_TEST_VLLM"):
-        yield found
-        return
+def vllm_server(folder: Path, *flags: str) -> Iterator[str]:
     port = free_port()
     command = [
         str(PYTHON), "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(smollm2.locate("wheel").path), "--served-model-name", "smollm2",
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager",
-        "--max-model-len", "512", "--max-num-seqs", "16", "--max-logprobs", "-1", "--seed", "0",
+        "--max-model-len", "512", "--max-num-seqs", "16", "--seed", "0", *flags,
     ]  # fmt: skip
-    folder = tmp_path_factory.mktemp("vllm")
     yield from running(command, f"http://127.0.0.1:{port}", folder / "log.txt")
+
+
+@pytest.fixture(scope="session")
+def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if found := os.environ.get("LMPPL_TEST_VLLM"):
+        yield found
+        return
+    yield from vllm_server(tmp_path_factory.mktemp("vllm"), "--max-logprobs", "-1")
+
+
+@pytest.fixture
+def processed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HTTPLM]:
+    """vLLM with its own limit of log-probabilities, which are those of the law drawn from."""
+
+    def at(url: str) -> Iterator[HTTPLM]:
+        lm = HTTPLM(url, tokenizer="smollm2", name="processed")
+        yield lm
+        lm.close()
+
+    if found := os.environ.get("LMPPL_TEST_VLLM_PROCESSED"):
+        yield from at(found)
+        return
+    folder = tmp_path_factory.mktemp("processed")
+    for url in vllm_server(folder, "--logprobs-mode", "processed_logprobs"):
+        yield from at(url)
 
 
 @pytest.fixture(scope="session")
@@ -269,8 +290,6 @@ def test_a_stream_gives_the_same_texts(lm: HTTPLM) -> None:
 
 
 def test_more_than_the_context_is_refused(lm: HTTPLM) -> None:
-    from lmppl.errors import ContextOverflow
-
     with pytest.raises(ContextOverflow):
         infer(lambda: sample("x", LM("a " * 600)), engine=Forward(1), lm=lm)
 
@@ -278,3 +297,31 @@ def test_more_than_the_context_is_refused(lm: HTTPLM) -> None:
 def test_a_wrong_key_is_refused(llama_url: str) -> None:
     with pytest.raises(KeyRefused):
         HTTPLM(llama_url, tokenizer="smollm2", key="wrong")
+
+
+def test_a_server_that_reports_log_q(processed: HTTPLM, torch_lm: LanguageModel) -> None:
+    lm, temperature = processed, 0.7
+    assert lm.probed.meaning == "processed" and lm.capabilities.weighs_proposals
+    assert not lm.capabilities.full_rows and lm.capabilities.scores_text
+    law = LM(PROMPT, temperature=temperature, max_tokens=4)
+    post = infer(lambda: sample("x", law), engine=Importance(6), lm=lm, seed=1)
+    ratios = []
+    for trace in post.traces:
+        rows, ratio = torch_lm.open([lm.encode(PROMPT)]), 0.0
+        for token in trace["x"]._ids:
+            row = rows.log_probs()[0]
+            warm = row / temperature - np.logaddexp.reduce(row / temperature)
+            ratio += float(row[token] - warm[token])
+            rows.push(np.array([token]))
+        ratios.append(ratio)
+    found = np.asarray(post.log_weights) - post.log_weights[0]
+    assert found == pytest.approx(np.array(ratios) - ratios[0], abs=4e-3)
+    # the mass of an end of many tokens, asked for by their ids
+    ending = LM("Q: Is it? A:", max_tokens=5, stop="\n")
+    a, b = (
+        infer(lambda: observe("x", ending, " Yes."), engine=Importance(1), lm=m).log_evidence
+        for m in (lm, torch_lm)
+    )
+    assert a == pytest.approx(b, abs=2e-3)
+    with pytest.raises(CapabilityError, match="masks"):
+        infer(lambda: sample("x", LM("a", regex="b")), engine=Importance(1), lm=lm)
