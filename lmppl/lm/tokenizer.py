@@ -288,7 +288,7 @@ def _all_bytes(
     width: int,
 ) -> tuple[bytes, ...]:
     byte_level = _byte_level(spec)
-    alphabet = byte_alphabet()
+    byte_of = byte_alphabet().__getitem__
     out: list[bytes] = []
     for i in range(width):
         token = backend.id_to_token(i)
@@ -297,8 +297,10 @@ def _all_bytes(
         elif i in added:
             out.append(added[i].encode())
         elif byte_level:
-            known = all(c in alphabet for c in token)
-            out.append(bytes(alphabet[c] for c in token) if known else token.encode())
+            try:
+                out.append(bytes(map(byte_of, token)))
+            except KeyError:  # a character outside of the alphabet stands for itself
+                out.append(token.encode())
         elif match := BYTE_TOKEN.fullmatch(token):
             out.append(bytes([int(match[1], 16)]))
         else:

@@ -135,7 +135,7 @@ class TorchLM(Tokenized):
         absent = self.tokenizer.missing_ids
         self._absent = torch.tensor(absent, device=self.device) if absent else None
         with one_thread():
-            self.batch_gap = batch_gap(self, tuple(range(3, 11)))
+            self.batch_gap = batch_gap(self, tuple(range(3, min(6, self.vocab_size))))
         """Largest difference of log-probabilities between a row alone and in a batch of 8."""
         self._forget_usage()
 

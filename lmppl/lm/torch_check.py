@@ -33,10 +33,10 @@ def _nothing_retained(lm: TorchLM) -> Iterator[None]:
 
 def batch_gap(lm: TorchLM, ids: Ids) -> float:
     """The largest difference of log-probabilities between a row alone and in a batch of 8."""
-    turned = [ids[n % len(ids) :] + ids[: n % len(ids)] for n in range(8)]
+    others = [tuple((t + n) % lm.vocab_size for t in ids) for n in range(8)]
     with _nothing_retained(lm):
         alone = lm.open([ids]).log_probs()[0]
-        beside = lm.open(turned).log_probs()[0]
+        beside = lm.open(others).log_probs()[0]
     finite = np.isfinite(alone)
     return float(np.abs(alone[finite] - beside[finite]).max())
 
