@@ -11,6 +11,7 @@ import pytest
 
 from lmppl import (
     Bernoulli,
+    Choice,
     Uniform,
     choose,
     factor,
@@ -24,6 +25,7 @@ from lmppl import (
 from lmppl.errors import BadArgument, BadProgram, LmpplWarning
 from lmppl.inference import SMC, Enumerate, Importance, MetropolisHastings, Rejection, infer
 from lmppl.inference.planning import Planning
+from lmppl.lm.table import TableLM
 from lmppl.roles import NotAPlanner
 
 
@@ -219,3 +221,23 @@ def test_a_planner_in_a_program() -> None:
         post = infer(watched, engine=Enumerate())
     odds = [1 / (1 + np.exp((s - 0.5) / 0.1)) for s in (0.4, 0.7)]
     assert post.marginal()[0.4] == pytest.approx(odds[0] / sum(odds))
+
+
+def test_an_agent_that_plans_before_it_speaks() -> None:
+    """The listener is a language model; the speaker plans what it will make of each word."""
+    lm = TableLM(
+        ["please", "now", " yes", " no"],
+        {(): [0.25] * 4, (0,): [0, 0, 0.8, 0.2], (1,): [0, 0, 0.3, 0.7]},
+        order=1,
+        name="listener",
+    )
+
+    def ask() -> None:
+        word = choose("word", ["please", "now"])
+        answer = sample("answer", Choice(word, [" yes", " no"]))
+        reward("agreed", answer == " yes")
+        reward("effort", -0.1 if word == "please" else 0.0)
+
+    found = infer(ask, engine=Planning(), lm=lm)
+    assert found.action == "please" and found.value == pytest.approx(0.7)
+    assert found.policy("word") == {"please": 1.0, "now": 0.0}
