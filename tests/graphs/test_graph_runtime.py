@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,9 +24,10 @@ from lmppl.graphs import (
     thought_graph,
     thought_graphs,
 )
-from lmppl.inference import SMC, Enumerate, Importance, infer, tokens
+from lmppl.inference import SMC, Enumerate, Importance, infer, infer_many, tokens
+from lmppl.inference.growing import Growing
 from lmppl.lm.table import TableLM
-from lmppl.testing import assert_properly_weighted
+from lmppl.testing import LawBroken, assert_properly_weighted
 
 AB = TableLM(
     ["a", "b", "<eos>"],
@@ -446,6 +448,64 @@ def test_a_filter_that_cancels_is_properly_weighted(driver: str) -> None:
 
     engine = SMC(2, resample_at="site", always=True)
     assert_properly_weighted(together, engine=engine, lm=AB, driver=driver, atol=1e-10)
+
+
+def test_a_mutant_that_keeps_the_weight_of_cancelled_nodes_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def keep(self: Any, p: Any, branches: list[Any], cancelled: frozenset[str]) -> None:
+        for branch in [b for b in branches if b.place in cancelled]:
+            branch.cancel()
+            branches.remove(branch)
+
+    def short(times: int, weigh: float = 0.0) -> str:
+        for _ in range(times):
+            text = sample("text", LM("b", max_tokens=1))
+            factor("f", weigh * len(text))
+        return str(text)
+
+    @program
+    def together() -> Any:
+        nodes = [
+            Node("x", lambda: short(2)),
+            Node("z", lambda: short(1, 0.9)),
+            first("win", ("x", "z"), lambda text: text == "a", speculate=True),
+        ]
+        return graph("g", nodes)["win"] or "none"
+
+    assert_properly_weighted(together, engine=Importance(1), lm=AB)
+    monkeypatch.setattr(Growing, "_cancel", keep)
+    with pytest.raises(LawBroken):
+        assert_properly_weighted(together, engine=Importance(1), lm=AB)
+
+
+def test_questions_and_particles_share_the_batches_of_nodes() -> None:
+    before = AB.usage.passes
+    runs = infer_many(parallel, [(DIAMOND,)] * 7, engine=Importance(5), lm=AB)
+    assert AB.usage.passes - before == 3 == thought_graph(runs[0].traces[0]).rounds
+    assert sum(run.ledger.calls for run in runs) == 7 * 5 * 4
+
+
+def test_a_slow_tool_does_not_hold_the_other_nodes() -> None:
+    """The strings of a chain of nodes are drawn while the tool of another node still waits."""
+    finished = threading.Event()
+
+    def tool() -> bool:
+        return finished.wait(20)
+
+    def last(*_: Any) -> str:
+        finished.set()
+        return "chain"
+
+    @program
+    def both() -> Any:
+        chain = nodes_of(((), (0,), (1,)))
+        nodes = [
+            Node("slow", lambda: effect("tool", tool)), *chain, Node("last", last, ("n2",)),
+        ]  # fmt: skip
+        return graph("g", nodes)["slow"]
+
+    assert infer(both, engine=Importance(1), lm=AB).traces[0].result is True
 
 
 def test_speculation_takes_fewer_rounds_and_more_tokens() -> None:
