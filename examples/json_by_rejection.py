@@ -57,7 +57,7 @@ SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItem
 def adds_up(text: str) -> bool:
     """Whether the numbers of a finished list add up to ten."""
     try:
-        return sum(json.loads(text)) == 10
+        return bool(sum(json.loads(text)) == 10)
     except ValueError:
         return False
 

@@ -8,6 +8,7 @@ See `base` for what a potential is, `samplers` for how tokens are drawn under on
 from lmppl.grammars import Grammar
 from lmppl.token_potentials.base import TokenPotential, TokenState
 from lmppl.token_potentials.canonical import Canonical
+from lmppl.token_potentials.healing import StartsWith, healed
 from lmppl.token_potentials.operators import (
     Lookahead,
     Normalized,
@@ -31,9 +32,11 @@ __all__ = [
     "Picked",
     "Product",
     "Sampler",
+    "StartsWith",
     "Tempered",
     "TokenPotential",
     "TokenState",
     "TopK",
     "as_potential",
+    "healed",
 ]

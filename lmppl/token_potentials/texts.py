@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lmppl.constraints import KEEP_STATES, Constraint, ConstraintState
+from lmppl.constraints import KEEP_STATES, ConstraintState, compiled
 from lmppl.errors import ConstraintError
 from lmppl.grammars import Grammar, grammar_of
 from lmppl.lm.base import LanguageModel
@@ -36,12 +36,12 @@ class BytePotential(TokenPotential):
     Write `prefix_bytes(raw)` and `complete_bytes(raw)`: log-weights, or truth values.
     """
 
-    def prefix_bytes(self, raw: bytes) -> float:
+    def prefix_bytes(self, raw: bytes) -> float | bool:
         """log prefix of a text so far; 0 when it is not written."""
         return 0.0
 
     @abstractmethod
-    def complete_bytes(self, raw: bytes) -> float:
+    def complete_bytes(self, raw: bytes) -> float | bool:
         """log complete of a text."""
 
     def start(self, lm: LanguageModel, stop: tuple[str, ...] = ()) -> TokenState:
@@ -255,8 +255,6 @@ class Matches(TokenPotential):
 
     def start(self, lm: LanguageModel, stop: tuple[str, ...] = ()) -> TokenState:
         """The automaton's first state, compiled once per model."""
-        from lmppl.constraints import compiled
-
         return MatchState(lm, compiled(lm, self.grammar, stop).start())
 
     def __repr__(self) -> str:
@@ -297,6 +295,3 @@ class MatchState(TokenState):
             return super().log_next(tokens)
         mask = automaton.mask if tokens is None else automaton.mask[list(tokens)]
         return np.where(mask, 0.0, NEG_INF)
-
-
-__all__ = ["BytePotential", "ByteState", "Constraint", "MatchState", "Matches", "OnText", "trie_of"]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lmppl import LM, Chat
+from lmppl.batches import run_now
 from lmppl.enumerator import LawBroken
 from lmppl.errors import BadArgument, CapabilityError, LmpplError, UnsupportedValue
 from lmppl.grammars import Grammar
-from lmppl.batches import run_now
 from lmppl.jobs import Env
 from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
@@ -28,14 +28,16 @@ from lmppl.token_potentials import (
     Matches,
     Normalized,
     OnText,
+    StartsWith,
     TokenPotential,
     TokenState,
     TopK,
     as_potential,
+    healed,
 )
 from lmppl.weights import NEG_INF
 
-WORDS = ["a", "b", "ab", "é", b"\xc3", b"\xa9", "<eos>"]
+WORDS: list[str | bytes] = ["a", "b", "ab", "é", b"\xc3", b"\xa9", "<eos>"]
 TINY = TableLM.random(["a", "b", "ab", "<eos>"], seed=1)
 BYTES = TableLM.random(WORDS, seed=2)
 
@@ -80,6 +82,7 @@ POTENTIALS: dict[str, Any] = {
     "json": Matches(json_schema={"enum": ["a", "b"]}),
     "lark": Matches(grammar='start: "a" start "b" | "ab"'),
     "canonical": Canonical(),
+    "beginning": StartsWith("ab"),
     "product": OnText(few_a, few_a) * Matches("(a|b)+") * Canonical(),
     "tempered": (OnText(few_a, few_a) * Matches("(a|b)+")) ** 0.3,
     "look-ahead": Lookahead(OnText(few_a, few_a)),
@@ -217,7 +220,12 @@ def test_a_token_is_the_same_as_its_bytes() -> None:
 
 def test_half_characters_wait() -> None:
     seen: list[str] = []
-    p = OnText(lambda text: True, lambda text: bool(seen.append(text)) or True)
+
+    def beginning(text: str) -> bool:
+        seen.append(text)
+        return True
+
+    p = OnText(lambda text: True, beginning)
     state = p.start(BYTES).advance(0).advance(4)
     assert state.log_prefix == 0.0 and seen[-1] == "a"
     assert state.advance(5).log_prefix == 0.0 and seen[-1] == "aé"
@@ -290,6 +298,26 @@ def test_text_of_weight_zero() -> None:
         run_now(LM("", choices=["a"], max_tokens=3).score("b", env), env, Ledger())
 
 
+def test_healing_gives_the_cut_back() -> None:
+    """After "h:" the token "://" is possible again, with the probability that it had after "h"."""
+    lm = TableLM.random(["h", ":", "://", "/", "<eos>"], seed=7)
+    prompt, begun = healed(lm, "h:")
+    assert (prompt, begun) == ("h", ":")
+    env = Env({"default": lm})
+    law = LM(prompt, potential=StartsWith(begun), max_tokens=1)
+    found = {str(v): math.exp(p) for v, p in run_now(law.support(env), env, Ledger())}
+    row = np.exp(lm.open([lm.context("h")]).log_probs()[0])
+    assert found == pytest.approx({":": row[1], "://": row[2]})
+
+
+def test_healing_refuses_to_eat_the_prompt() -> None:
+    lm = TableLM.random(["h", ":", "<eos>"], seed=7)
+    assert healed(lm, "hh:h", 2) == ("hh", ":h")
+    for tokens in (0, 4, True):
+        with pytest.raises(BadArgument):
+            healed(lm, "hh:h", tokens)
+
+
 # -- the arguments of LM --------------------------------------------------------------------------
 
 
@@ -307,7 +335,9 @@ def test_choices() -> None:
     assert texts(Chat("a", choices=["b", "["], max_tokens=4), CHARS) == {"b", "["}
 
 
-@pytest.mark.parametrize("text", [".", "a+", "(", "\\", "a|b", "[x]", "{2}", "$^", "a\nb", "#", "&"])
+@pytest.mark.parametrize(
+    "text", [".", "a+", "(", "\\", "a|b", "[x]", "{2}", "$^", "a\nb", "#", "&"]
+)
 def test_choices_are_literal(text: str) -> None:
     lm = TableLM.random([*sorted(set(text + "ax")), "<eos>"], seed=1)
     assert texts(LM("", choices=[text], max_tokens=len(text) + 1), lm) == {text}
