@@ -191,6 +191,45 @@ def test_engines_agree_on_an_async_program() -> None:
         assert all(abs(found[v] - exact[v]) < 1e-10 for v in exact)
 
 
+@pytest.mark.parametrize("driver", ["greenlet", "coroutine", "eager"])
+def test_async_nodes_try_again_and_plan_anew(driver: str) -> None:
+    @program
+    async def asynchronous() -> Any:
+        async def picky() -> Any:
+            text = await sample("text", LM("a", max_tokens=1))
+            if text != "a":
+                raise NodeFailed("no a")
+            return text
+
+        async def anew(failed: Failed) -> Any:
+            return "none"
+
+        return (await graph("g", [Node("n", picky, retries=1, replan=anew)]))["n"]
+
+    found = infer(asynchronous, engine=Enumerate(), lm=AB, driver=driver).marginal()
+    assert found["a"] == pytest.approx(0.25 + 0.75 * 0.25, abs=1e-12)
+
+
+def test_retries_have_the_law_of_a_program_that_tries_again() -> None:
+    @program
+    def retried() -> Any:
+        def picky() -> Any:
+            text = write()
+            if text == "b":
+                raise NodeFailed("b")
+            factor("liked", 0.5 * (text == "a"))
+            return text
+
+        return graph("g", [Node("n", picky, retries=2, on_failure="skip")])["n"] or "none"
+
+    found = infer(retried, engine=Enumerate(), lm=AB)
+    tries = sum(0.35**i for i in range(3))
+    mass = {"a": 0.25 * np.exp(0.5) * tries, "none": 0.4 * tries + 0.35**3}
+    assert np.exp(found.log_evidence) == pytest.approx(sum(mass.values()), abs=1e-10)
+    for value, m in mass.items():
+        assert found.marginal()[value] == pytest.approx(m / sum(mass.values()), abs=1e-10)
+
+
 def test_forks_keep_the_variables_of_their_own_frames() -> None:
     """A fork that starts a node later must not see what the live frame did meanwhile."""
 
