@@ -13,7 +13,11 @@ function summary() {
     [count(D.n - 1), "distinct thoughts"],
   ];
   put("tiles", tiles.filter(Boolean).map(([big, small]) => el("div", { class: "tile" }, el("b", null, big), el("span", null, small))));
-  put("warnings", S.warnings.length && el("div", { class: "warn" }, S.warnings.map((w) => el("p", null, "⚠ ", w))),
+  const limits = [
+    S.cut && `texts are cut at ${count(S.cut)} characters, so that this page keeps to its size`,
+    D.N < S.size && `the ${count(D.N)} heaviest of ${count(S.size)} particles are told; all count in the answers`,
+  ].filter(Boolean);
+  put("warnings", limits.map((line) => el("p", { class: "sub" }, line)), S.warnings.length && el("div", { class: "warn" }, S.warnings.map((w) => el("p", null, "⚠ ", w))),
     S.deaths.length && el("details", { open: S.dead }, el("summary", null, S.dead ? "All particles have weight zero" : "Particles killed"),
       el("table", null, S.deaths.map(([site, n]) => el("tr", null, el("td", null, site), el("td", { class: "n" }, count(n))))),
       S.death_examples.map((e) => el("pre", { class: "mono" }, e))));

@@ -325,6 +325,14 @@ def test_long_texts_are_cut_and_the_page_keeps_to_its_limit() -> None:
     assert state["cut"] and max(map(len, state["strings"])) <= state["cut"] + 2
 
 
+def test_many_particles_are_told_by_the_heaviest() -> None:
+    many = infer(coins, engine=Importance(4500), seed=0)
+    state = state_of(report_page(many, land=False))
+    assert len(state["particles"]["leaf"]) == 4000 and state["size"] == 4500
+    left = set(range(4500)) - set(state["particles"]["index"])
+    assert max(many.weights[list(left)]) <= min(many.weights[state["particles"]["index"]])
+
+
 def test_wrong_options_are_named(posterior: Posterior) -> None:
     with pytest.raises(BadArgument, match="limit must be at least 100,000"):
         report_page(posterior, limit=10)
