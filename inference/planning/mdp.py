@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument
+from lmppl.inference.planning.parts import CPT, ActionCost, Allowed, Reward
 from lmppl.inference.planning.tables import (
     Array,
     Mask,
@@ -37,6 +38,16 @@ from lmppl.inference.planning.tables import (
     spread,
 )
 
+__all__ = [
+    "CPT",
+    "MOST_STATES",
+    "ActionCost",
+    "Allowed",
+    "FactoredMDP",
+    "Reward",
+    "Stages",
+    "TabularMDP",
+]
 MOST_STATES = 1 << 14
 
 
@@ -182,37 +193,6 @@ class TabularMDP:
             np.append(start, 0.0),
             np.append(over, True),
         )
-
-
-@dataclass(frozen=True)
-class CPT:
-    """P(x' | parents, action) as [parents…, A, x'], or [parents…, x'] for all actions alike."""
-
-    parents: Sequence[str]
-    table: Any
-
-
-@dataclass(frozen=True)
-class Reward:
-    """A reward of some variables: [scope…], or [scope…, A] with timing "state_action"."""
-
-    scope: Sequence[str]
-    table: Any
-
-
-@dataclass(frozen=True)
-class ActionCost:
-    """What each action costs, [A]: a positive number is subtracted from the utility."""
-
-    cost: Any
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """Which actions may be taken where: [scope…, A] of true and false."""
-
-    scope: Sequence[str]
-    table: Any
 
 
 @dataclass(frozen=True)
