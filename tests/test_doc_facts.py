@@ -23,6 +23,7 @@ EXPORTED = {
     "lmppl.inference": "Engines and posteriors.",
     "lmppl.inference.learning": "Models trained on what engines infer.",
     "lmppl.testing": "Checks that you can run on your own programs, engines, distributions and models.",
+    "lmppl.token_potentials": "What a string should be like, weighed while it is written; samplers.",
 }
 """Modules whose `__all__` is the interface; `tests/public_names.txt` records them."""
 

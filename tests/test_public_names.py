@@ -22,6 +22,7 @@ PUBLIC = [
     "lmppl.inference.planning",
     "lmppl.lm",
     "lmppl.testing",
+    "lmppl.token_potentials",
 ]
 RECORD = Path(__file__).with_name("public_names.txt")
 
