@@ -1,7 +1,7 @@
 """Engines as text: `smc:particles=16,resample_at=tokens(8)`.
 
     spec  = name [":" key "=" value {"," key "=" value}]
-    value = integer | number | true | false | text | "quoted text" | tokens(k)
+    value = integer | number | true | false | text | "quoted text" | tokens(k) | tokens(k,ess=τ)
 
 Every engine that `lmppl.inference` offers has a name here, its own in lower case, and takes those of
 its arguments that have a plain value. A spec has one canonical form, which run files keep: the
@@ -152,8 +152,8 @@ def _value(raw: str) -> Any:
         return int(raw)
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", raw, re.IGNORECASE):
         return float(raw)
-    if call := re.fullmatch(r"tokens\(\s*([+-]?\d+)\s*\)", raw):
-        return tokens(int(call[1]))
+    if call := re.fullmatch(r"tokens\(\s*([+-]?\d+)\s*(?:,\s*ess\s*=\s*([\d.]+)\s*)?\)", raw):
+        return tokens(int(call[1]), None if call[2] is None else float(call[2]))
     return raw
 
 
@@ -161,7 +161,7 @@ def _show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tokens):
-        return f"tokens({value.k})"
+        return f"tokens({value.k})" if value.ess is None else f"tokens({value.k},ess={value.ess})"
     if isinstance(value, str) and (_value(value) != value or set(value) & set(",'\"() ")):
         return f'"{value}"'
     return str(value)

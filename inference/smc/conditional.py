@@ -240,7 +240,8 @@ def sweep(
             v = lw + (yield from guide.log_h(machine, [h.state for h in heads]))
         size = ess(v)
         ancestors: Ints | None = None
-        if size > 0 and (settings.always or size < settings.ess_threshold * n):
+        threshold = settings.threshold([h.state for h in heads])
+        if size > 0 and (settings.always or size < threshold * n):
             # Resample
             own = fold(key, "resample", step)
             weights = normalize(v)

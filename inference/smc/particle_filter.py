@@ -22,6 +22,7 @@ Chopin and Papaspiliopoulos (2020); guides as twists, Whiteley and Lee (2014).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -169,6 +170,14 @@ class SMC(Engine):
             )
         return "\n".join(lines)
 
+    def threshold(self, population: Sequence[Particle]) -> float:
+        """τ at this barrier: that of `tokens(k, ess=τ)` while a string is being drawn."""
+        at = self.resample_at
+        if isinstance(at, tokens) and at.ess is not None:
+            if any(in_string(p) for p in population if not p.finished):
+                return at.ess
+        return self.ess_threshold
+
     def run(self, machine: Machine) -> Jobs:
         """The loop of the module's first lines."""
         n = self.particles
@@ -198,10 +207,7 @@ class SMC(Engine):
                 v = lw + (yield from guide.log_h(machine, population))
             size = ess(v)
             ancestors: Ints | None = None
-            threshold = self.ess_threshold
-            if inside is not None and any(in_string(p) for p in population if not p.finished):
-                threshold = inside
-            if size > 0 and (self.always or (size < threshold * n)):
+            if size > 0 and (self.always or size < self.threshold(population) * n):
                 # Resample
                 r = v if self.temper is None else v / self.temper.temperature(v, step + 1)
                 ancestors = self._scheme(

@@ -51,6 +51,11 @@ def test_every_engine_has_a_name() -> None:
             "smc:particles=4,resample_at=tokens(8)",
         ),
         (
+            "smc:resample_at=tokens(8, ess=0.7)",
+            SMC(resample_at=tokens(8, ess=0.7)),
+            "smc:particles=16,resample_at=tokens(8,ess=0.7)",
+        ),
+        (
             'smc:ess_threshold=1,always=true,resampling="residual"',
             SMC(ess_threshold=1.0, always=True, resampling="residual"),
             "smc:particles=16,resampling=residual,ess_threshold=1.0,always=true",
