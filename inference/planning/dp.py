@@ -26,6 +26,8 @@ from lmppl.inference.planning.tables import Array
 
 STEEP = 600.0
 """|λ| · (range of the value) from which e^{λ V} leaves the range of float64."""
+SMALL, SHORT = 1 << 15, 64
+"""S² A and H up to which the sweep is done in numpy: less than a call of a compiled function."""
 FLAT = 1e-2
 """|λ| · (range of a reward) below which float32 loses the value to rounding."""
 
@@ -68,8 +70,6 @@ def solve_stages(
     stages: Stages, *, risk: float = 0.0, temperature: float = 0.0, dtype: str = "float64"
 ) -> Exact:
     """The same, of a problem of which the conventions are worked out."""
-    import jax
-
     check_numbers(risk, temperature)
     span = np.ptp(stages.reward, axis=(1, 2))
     if dtype not in ("float64", "float32"):
@@ -81,10 +81,13 @@ def solve_stages(
             why="e^{λV} - 1 is rounded away and then divided by λ",
             fix='use dtype="float64", or risk=0: the expected utility has a branch of its own',
         )
-    steep = abs(risk) * (span.sum() + np.ptp(stages.final)) > (
-        STEEP if dtype == "float64" else STEEP / 10
-    )
-    run = compiled(risk == 0.0, temperature == 0.0, bool(steep))
+    horizon, states, actions = stages.reward.shape
+    if dtype == "float64" and states * states * actions <= SMALL and horizon <= SHORT:
+        return _small(stages, risk, temperature)
+    import jax
+
+    steep = _steep(stages, risk, STEEP if dtype == "float64" else STEEP / 10)
+    run = compiled(risk == 0.0, temperature == 0.0, steep)
     with jax.enable_x64(dtype == "float64"):
         parts = (stages.transition, stages.reward, stages.final)
         arrays = [jax.numpy.asarray(x, dtype) for x in parts]
@@ -95,6 +98,40 @@ def solve_stages(
     values = np.append(values, stages.final[None], axis=0)
     value = float(certainty_equivalent(stages.initial, values[0], risk))
     return Exact(values, q, policy, value)
+
+
+def _small(stages: Stages, risk: float, temperature: float) -> Exact:
+    """The same sweep in numpy: a small problem is done before another function is compiled."""
+    h, s, a = stages.reward.shape
+    values, q = np.empty((h + 1, s)), np.empty((h, s, a))
+    policy = np.zeros((h, s, a))
+    values[h] = stages.final
+    rows, cells = stages.transition.reshape(s * a, s), np.arange(s)
+    steep = risk != 0.0 and _steep(stages, risk)
+    for t in reversed(range(h)):
+        v = values[t + 1]
+        if risk == 0.0:
+            ahead = rows @ v
+        elif steep:
+            ahead = certainty_equivalent(rows, v, risk)
+        else:
+            top = (risk * v).max()
+            ahead = (top + np.log(rows @ np.exp(risk * v - top))) / risk
+        q[t] = np.where(stages.allowed, stages.reward[t] + ahead.reshape(s, a), -np.inf)
+        best = q[t].argmax(axis=1)
+        if temperature == 0.0:
+            values[t], policy[t, cells, best] = q[t, cells, best], 1.0
+        else:
+            weights = np.exp((q[t] - q[t].max(axis=1, keepdims=True)) / temperature)
+            total = weights.sum(axis=1)
+            values[t] = q[t].max(axis=1) + temperature * np.log(total)
+            policy[t] = weights / total[:, None]
+    return Exact(values, q, policy, float(certainty_equivalent(stages.initial, values[0], risk)))
+
+
+def _steep(stages: Stages, risk: float, limit: float = STEEP) -> bool:
+    span = np.ptp(stages.reward, axis=(1, 2)).sum() + np.ptp(stages.final)
+    return bool(abs(risk) * span > limit)
 
 
 @functools.cache

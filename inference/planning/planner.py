@@ -175,8 +175,9 @@ def _exact(
     def label(at: Any) -> Any:
         return tuple(mdp.full(at).values()) if isinstance(mdp, FactoredMDP) else at
 
-    first = flat.initial if state is None else flat.law_of(label(state))
-    found = dp.solve(flat, horizon, risk=risk, temperature=temperature, state=first)
+    stages = flat.stages(horizon, None if state is None else label(state))
+    found = dp.solve_stages(stages, risk=risk, temperature=temperature)
+    first = stages.initial[: len(flat.states)]
     seen = np.flatnonzero(first)
 
     def policy(t: int, where: Any) -> dict[Any, float]:

@@ -22,7 +22,7 @@ stochastic domains (1998).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,6 +141,13 @@ class Planning(Engine):
             "γ(trace) = Π p(sample) · p(evidence) · Π π(choice), rewards only recorded\n"
             f"π is what {self.kind} inference picks at λ = {-self.risk_aversion:g}"
         )
+
+    def infer(self, program: Callable[..., Any], *args: Any, **options: Any) -> Planned:
+        """`infer(program, ..., engine=self)`, with the type of its result."""
+        found = super().infer(program, *args, **options)
+        if not isinstance(found, Planned):
+            raise TypeError(f"expected a Planned, got {type(found).__name__}")
+        return found
 
     def run(self, machine: Machine) -> Jobs:
         """Visit all runs in waves, then decide from the last choice to the first."""

@@ -49,6 +49,7 @@ def dense(states: int, actions: int = 16, horizon: int = 40) -> None:
     """The whole backward sweep against as many bare matrix-vector products."""
     import jax
 
+    ready: Any = jax.block_until_ready
     rng = np.random.default_rng(0)
     table = rng.random((states, actions, states), np.float32)
     table /= table.sum(axis=-1, keepdims=True)
@@ -73,10 +74,10 @@ def dense(states: int, actions: int = 16, horizon: int = 40) -> None:
         for _ in range(horizon):
             v = (flat @ v)[:states]
 
-    jax.block_until_ready(run(*given))
-    jax.block_until_ready(products(rows, vector))
-    ours = best(lambda: jax.block_until_ready(run(*given)), 3)
-    theirs = best(lambda: jax.block_until_ready(products(rows, vector)), 3)
+    ready(run(*given))
+    ready(products(rows, vector))
+    ours = best(lambda: ready(run(*given)), 3)
+    theirs = best(lambda: ready(products(rows, vector)), 3)
     plain = best(bare, 3)
     print(
         f"exact DP, {states:,} states, {actions} actions, {horizon} steps, dense float32: {ours:.3f} s"

@@ -55,14 +55,14 @@ def guess(seen: bool) -> None:
 )
 def test_the_role_sets_the_entropy_weight(kind: str, value: float, action: str) -> None:
     """One program, five kinds; the values are those of the same task as a table."""
-    found = infer(reactive, engine=Planning(kind=kind, risk_aversion=-1.0))
+    found = Planning(kind=kind, risk_aversion=-1.0).infer(reactive)
     assert found.value == pytest.approx(value, abs=1e-6) and found.action == action
 
 
 def test_the_switch_of_the_open_loop_choice() -> None:
     for lam, action in ((0.822, "safe"), (0.823, "risky")):
-        assert infer(reactive, engine=Planning(kind="mmap", risk_aversion=-lam)).action == action
-        assert infer(reactive, engine=Planning(risk_aversion=-lam)).action == "risky"
+        assert Planning(kind="mmap", risk_aversion=-lam).infer(reactive).action == action
+        assert Planning(risk_aversion=-lam).infer(reactive).action == "risky"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_fixed_action_makes_an_ordinary_program() -> None:
 
 @pytest.mark.parametrize(("seen", "value"), [(False, 0.5), (True, 1.0)])
 def test_no_clairvoyance(seen: bool, value: float) -> None:
-    assert infer(guess, seen, engine=Planning()).value == value
+    assert Planning().infer(guess, seen).value == value
 
 
 def test_evidence_before_the_choice_is_a_belief() -> None:
@@ -99,7 +99,7 @@ def test_evidence_before_the_choice_is_a_belief() -> None:
         observe("ring", Bernoulli(0.8 if rare else 0.2), True)
         reward("right", choose("said", [True, False], seen=None) == rare)
 
-    found = infer(signal, engine=Planning())
+    found = Planning().infer(signal)
     assert found.action is True and found.value == pytest.approx(4 / 7)
     assert found.marginal("rare")[True] == pytest.approx(4 / 7)
 
@@ -112,7 +112,7 @@ def test_memory_of_what_was_seen() -> None:
         choose("look", ["on"], seen=coin)
         reward("right", choose("said", [0, 1], seen=None) == coin)
 
-    assert infer(twice, engine=Planning()).value == 1.0
+    assert Planning().infer(twice).value == 1.0
 
 
 def test_evidence_after_a_choice_is_refused() -> None:
@@ -122,7 +122,7 @@ def test_evidence_after_a_choice_is_refused() -> None:
         reward("r", 1.0)
 
     with pytest.raises(BadProgram, match="evidence after the choice 'a'"):
-        infer(wishful, engine=Planning())
+        Planning().infer(wishful)
 
 
 def test_a_reward_scored_as_evidence_warns() -> None:
@@ -131,7 +131,7 @@ def test_a_reward_scored_as_evidence_warns() -> None:
         reward("r2", choose("a", [0, 1]))
 
     with pytest.warns(LmpplWarning, match="write reward"):
-        assert infer(scored, engine=Planning()).value == 1.0
+        assert Planning().infer(scored).value == 1.0
 
 
 def test_rewards_are_no_likelihood() -> None:
@@ -141,7 +141,7 @@ def test_rewards_are_no_likelihood() -> None:
         return x
 
     assert infer(paid, engine=Enumerate()).marginal()[1] == pytest.approx(0.5)
-    assert infer(paid, engine=Planning()).value == pytest.approx(50.0)
+    assert Planning().infer(paid).value == pytest.approx(50.0)
 
 
 def test_random_trees_against_all_policies() -> None:
@@ -164,11 +164,11 @@ def test_random_trees_against_all_policies() -> None:
                 else:
                     value = float(p[a] @ v)
                 best = max(best, value)
-            assert infer(tree, engine=Planning(-lam)).value == pytest.approx(best, abs=1e-9)
+            assert Planning(-lam).infer(tree).value == pytest.approx(best, abs=1e-9)
 
 
 def test_a_temperature_softens_the_policy() -> None:
-    found = infer(guess, False, engine=Planning(temperature=0.5))
+    found = Planning(temperature=0.5).infer(guess, False)
     assert found.policy("said", seen=None) == pytest.approx({0: 0.5, 1: 0.5})
     assert found.value == pytest.approx(0.5 + 0.5 * np.log(2))
     assert len(found) == 4 and found.weights == pytest.approx(0.25)
@@ -184,20 +184,20 @@ def test_choices_in_the_branches_of_a_plate() -> None:
     def both() -> None:
         plate("side", range(2), branch)
 
-    assert infer(both, engine=Planning()).value == pytest.approx(2.0)
+    assert Planning().infer(both).value == pytest.approx(2.0)
 
 
 def test_what_is_refused() -> None:
     for bad in ([], [0, 0], "ab", [[1]]):
         with pytest.raises(BadArgument):
-            infer(lambda bad=bad: choose("a", bad), engine=Planning())
+            Planning().infer(lambda bad=bad: choose("a", bad))
     for bad in (float("nan"), "much", float("-inf")):
         with pytest.raises(BadArgument, match="finite number"):
-            infer(lambda bad=bad: reward("r", bad), engine=Planning())
+            Planning().infer(lambda bad=bad: reward("r", bad))
     with pytest.raises(BadArgument, match="risk_aversion < 0"):
         Planning(kind="map")
     with pytest.raises(BadArgument, match="more than one decision"):
-        infer(reactive, engine=Planning()).policy("second")
+        Planning().infer(reactive).policy("second")
 
 
 def test_a_planner_in_a_program() -> None:
@@ -212,7 +212,7 @@ def test_a_planner_in_a_program() -> None:
             else:
                 reward("r", safe)
 
-        law = infer(agent, engine=Planning(temperature=0.1)).policy("a")
+        law = Planning(temperature=0.1).infer(agent).policy("a")
         observe("does", Bernoulli(law["gamble"]), True)
         return safe
 
@@ -238,6 +238,6 @@ def test_an_agent_that_plans_before_it_speaks() -> None:
         reward("agreed", answer == " yes")
         reward("effort", -0.1 if word == "please" else 0.0)
 
-    found = infer(ask, engine=Planning(), lm=lm)
+    found = Planning().infer(ask, lm=lm)
     assert found.action == "please" and found.value == pytest.approx(0.7)
     assert found.policy("word") == {"please": 1.0, "now": 0.0}

@@ -145,7 +145,23 @@ def test_temperature_softens_and_vanishes() -> None:
     assert marginal.value == pytest.approx(stages_value(st, "marginal", 0.4), abs=1e-10)
 
 
-def test_new_tables_do_not_compile_again() -> None:
+@pytest.mark.parametrize("risk", [0.0, 0.5, -0.5, -2000.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_small_problems_in_numpy_are_the_compiled_ones(
+    risk: float, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [dp.solve_stages(problem(s, 4), risk=risk, temperature=temperature) for s in range(4)]
+    monkeypatch.setattr(dp, "SMALL", 0)
+    for seed, one in enumerate(small):
+        two = dp.solve_stages(problem(seed, 4), risk=risk, temperature=temperature)
+        assert one.values == pytest.approx(two.values, abs=1e-9)
+        assert one.action_values == pytest.approx(two.action_values, abs=1e-9)
+        if temperature:
+            assert one.policy == pytest.approx(two.policy, abs=1e-7)
+
+
+def test_new_tables_do_not_compile_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dp, "SMALL", 0)
     dp.solve_stages(problem(0, 5), risk=0.5)
     run = dp.compiled(False, True, False)
     before = run._cache_size()  # type: ignore[attr-defined]

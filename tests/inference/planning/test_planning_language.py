@@ -55,7 +55,7 @@ def test_only_rows_that_can_be_reached_are_scored() -> None:
     """A clock of ten hours; the text depends on the hour, and three actions see three hours."""
     clock = np.zeros((10, 1, 10))
     clock[np.arange(10), 0, (np.arange(10) + 1) % 10] = 1.0
-    prompts: list[str] = []
+    prompts: list[Any] = []
 
     def prompt(at: Any, act: Any) -> str:
         prompts.append(at["hour"])
