@@ -342,7 +342,9 @@ def _traces(items: Iterable[dict[str, Any]]) -> list[Trace]:
 
 def _ledger(item: dict[str, Any], sites: dict[str, Any]) -> Ledger:
     return Ledger(
-        sites={str(k): SiteCost(*map(int, v[:3]), float(v[3])) for k, v in sites.items()},
+        sites={
+            str(k): SiteCost(int(v[0]), int(v[1]), int(v[2]), float(v[3])) for k, v in sites.items()
+        },
         models={str(k): ModelCost(**v) for k, v in item["models"].items()},
         effects=int(item["effects"]),
         effect_seconds=float(item["effect_seconds"]),

@@ -24,6 +24,7 @@ ROOF = {
     "lmppl/ray_runner.py": "lmppl.ray_runner",
     "lmppl/serve.py": "lmppl.serve",
     "lmppl/serve_command.py": "lmppl.serve_command",
+    "lmppl/viewing.py": "lmppl.viewing",
 }
 """The command line: some of its commands have a file of their own."""
 HEAVY = {
