@@ -191,9 +191,9 @@ def test_what_is_refused() -> None:
     for bad in ([], [0, 0], "ab", [[1]]):
         with pytest.raises(BadArgument):
             Planning().infer(lambda bad=bad: choose("a", bad))
-    for bad in (float("nan"), "much", float("-inf")):
+    for wrong in (float("nan"), "much", float("-inf")):
         with pytest.raises(BadArgument, match="finite number"):
-            Planning().infer(lambda bad=bad: reward("r", bad))
+            Planning().infer(lambda wrong=wrong: reward("r", wrong))
     with pytest.raises(BadArgument, match="risk_aversion < 0"):
         Planning(kind="map")
     with pytest.raises(BadArgument, match="more than one decision"):
