@@ -39,6 +39,7 @@ fg.add_factors(fgroup.EnumFactorGroup(
 bp = infer.build_inferer(fg.bp_state, backend="bp")
 evidence = np.zeros((h + 1, s))
 evidence[0, 1:] = -1000.0
+@jax.jit
 def run():
     arrays = bp.init(evidence_updates={xs: evidence})
     return bp.get_beliefs(bp.run(arrays, num_iters=2 * h, damping=0.0, temperature=1.0))
