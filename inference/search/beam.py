@@ -30,7 +30,9 @@ from lmppl.inference.guide import AnyGuide
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, of_nodes
 from lmppl.inference.search.nodes import Node, Request, check_positive, check_search
+from lmppl.inference.search.token_beam import token_beam
 from lmppl.inference.search.tree import Tree
+from lmppl.inference.smc.particle_filter import tokens
 from lmppl.random import draw, fold
 
 
@@ -47,6 +49,8 @@ class Beam(Engine):
         children: "auto", "all" or "sample"; see `lmppl.inference.search.tree`.
         guide: a `Guide`, or a function that gives log h of a partial trace.
         actions: ways to draw, by name; each child takes the next one in turn.
+        at: `tokens(k)` ranks the beam every k tokens inside strings too; see
+            `lmppl.inference.search.token_beam`.
 
     >>> from lmppl import Categorical, factor, program, sample
     >>> from lmppl.inference import infer
@@ -68,6 +72,7 @@ class Beam(Engine):
     children: str = "auto"
     guide: AnyGuide | None = None
     actions: Mapping[str, Any] | None = None
+    at: tokens | None = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -81,6 +86,14 @@ class Beam(Engine):
             )
         if not self.temperature >= 0.0:
             raise BadArgument(f"{name}: temperature must be at least 0, got {self.temperature!r}")
+        if self.at is not None and not isinstance(self.at, tokens):
+            raise BadArgument(f"{name}: at must be tokens(k), got {self.at!r}", fix="at=tokens(8)")
+        if self.at is not None and (self.groups > 1 or self.actions or self.children == "all"):
+            raise BadArgument(
+                f"{name}: at=tokens(k) with groups, actions or listed children",
+                why="half-drawn strings are drawn from one model, and are too many to list",
+                fix="leave at= out, or groups=, actions= and children=",
+            )
 
     def target(self, program: Any = None) -> str:
         """What is returned."""
@@ -89,6 +102,8 @@ class Beam(Engine):
 
     def run(self, machine: Machine) -> Jobs:
         """Waves of the module's first lines."""
+        if self.at is not None:
+            return (yield from token_beam(self, machine, self.at.k))
         joint = self.rank == "joint"
         tree = Tree(machine, self.guide, self.children, self.actions, everywhere=not joint)
         beams = [[(yield from tree.root())]]
