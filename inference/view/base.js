@@ -90,7 +90,7 @@ function derive() {
   }
   const order = Array.from({ length: N }, (_, i) => i).sort((a, b) => (P.w[b] || 0) - (P.w[a] || 0) || a - b);
   // the ancestor of each final particle in every population
-  const T = Math.max(S.steps.length - 1, 0), lines = new Array(T + 1), told = S.steps.length > 0 && N === S.size; // the last step is the end
+  const T = Math.max(S.steps.length - 1, 0), lines = new Array(T + 1), told = S.told && S.steps.length > 0; // the last step is the end
   if (told) {
     lines[T] = Int32Array.from({ length: N }, (_, i) => i);
     for (let t = T - 1; t >= 0; t--) {

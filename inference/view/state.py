@@ -89,6 +89,7 @@ def run_state(
         },
         "answers": table,
         "steps": steps,
+        "told": posterior.history is not None and posterior.history.particles == len(kept),
         "costs": _costs(posterior),
         "models": [
             [name, m.calls, m.passes, m.tokens_in, m.tokens_out] for name, m in book.models.items()
