@@ -814,6 +814,7 @@ def test_load_by_path(folder: Path) -> None:
     assert not lm.capabilities.batch_invariant and 0 <= lm.batch_gap < 1e-4
     assert load(str(folder), device="cpu", deterministic=True).capabilities.batch_invariant
     half = load(str(folder), device="cpu", dtype="bfloat16")
+    assert isinstance(half, TorchLM)
     assert half.batch_gap < 0.2 and half.fingerprint != lm.fingerprint
 
 
