@@ -282,15 +282,9 @@ class Value(Aggregated):
             given = self.seen(values[:n])
             if known is None or not isinstance(given, Hashable):
                 return self.reward.score(given, env)
-            found = known.get(given)
-            if found is not None:
-                return found
-
-            def keep(score: float) -> float:
-                known[given] = score
-                return score
-
-            return after(self.reward.score(given, env), keep)  # type: ignore[no-any-return]
+            if given in known:
+                return known[given]
+            return after(self.reward.score(given, env), partial(known.setdefault, given))  # type: ignore[no-any-return]
 
         asked = [partial(ask, n) for n in range(first + 1, len(values) + 1)]
         return gather(asked, lambda scores: self.total([float(r) for r in scores]))  # type: ignore[no-any-return]

@@ -387,7 +387,7 @@ def test_fractured_corners_and_costs() -> None:
         (lambda: Beam(guide=3), "guide must be a function"),  # type: ignore[arg-type]
         (lambda: MCTS(backup="min"), 'backup must be "mean" or "max"'),
         (lambda: MCTS(rollout=False), "rollout=False needs a guide"),
-        (lambda: ABMCTS(posterior="nuts"), "posterior must be one of nix2, beta, mixed"),
+        (lambda: ABMCTS(posterior="nuts"), "posterior must be one of nix2, beta, relative, mixed"),
         (lambda: StepGreedy(margin=-1.0), "margin and backtracks must be at least 0"),
         (lambda: Foresight(temperature=0.0), "Foresight needs temperature > 0"),
     ],
