@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from lmppl import Bernoulli, Uniform, program, sample
 from lmppl.graphs import thought_graph
@@ -62,12 +64,18 @@ def good(state: tuple[tuple[int, ...], tuple[int, ...]]) -> float:
     return -float(missing + sum(a > b for a, b in zip(out, out[1:], strict=False)))
 
 
+def quarter(i: int, states: Sequence[Any]) -> list[Any]:
+    """The i-th four of the digits."""
+    return [states[0][4 * i : 4 * i + 4]]
+
+
 @program
 def best_of(k: int) -> Thought:
     ops = Operations()
     tried = ops.score(ops.generate(sort, ops.start(DIGITS), k), good)
     best = ops.keep_best(tried)
-    return ops.run()[best][0]
+    found: Thought = ops.run()[best][0]
+    return found
 
 
 @program
@@ -76,21 +84,25 @@ def by_graph(tries: int, merges: int) -> Thought:
     numbers = ops.start(DIGITS)
     parts = []
     for i in range(4):
-        part = ops.select(lambda states, i=i: [states[0][4 * i : 4 * i + 4]], numbers)
+        part = ops.select(partial(quarter, i), numbers)
         parts.append(ops.keep_best(ops.score(ops.generate(sort, part, tries), good)))
     pairs = [
         ops.keep_best(ops.score(ops.aggregate(merge, *pair, k=merges), good))
         for pair in (parts[:2], parts[2:])
     ]
     last = ops.keep_best(ops.score(ops.aggregate(merge, *pairs, k=merges), good))
-    return ops.run()[last][0]
+    found: Thought = ops.run()[last][0]
+    return found
 
 
 def main(runs: int = 100) -> None:
     print(f"{'way':10} {'calls':>5} {'mistakes':>9}  ± se")
     found = {}
-    ways = {"direct": (best_of, (1,), 1), "best of k": (best_of, (CALLS,), CALLS)}
-    ways["graph"] = (by_graph, (3, 2), 4 * 3 + 3 * 2)
+    ways: dict[str, tuple[Any, tuple[int, ...], int]] = {
+        "direct": (best_of, (1,), 1),
+        "best of k": (best_of, (CALLS,), CALLS),
+        "graph": (by_graph, (3, 2), 4 * 3 + 3 * 2),
+    }
     for name, (way, args, calls) in ways.items():
         posterior = infer(way, *args, engine=Importance(runs), seed=0)
         mistakes = posterior.expectation(lambda trace: -good(trace.result.state))

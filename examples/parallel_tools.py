@@ -12,6 +12,7 @@ References: Zhu et al., Divide-Then-Aggregate (ACL 2025); Qin et al., Flash-Sear
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lmppl import program
@@ -59,7 +60,13 @@ def divide(a: int, b: int) -> int:
     return int(calculate(f"{a} // {b}"))
 
 
-TOOLS = {"people": people, "area": area, "almanac": almanac, "divide": divide, "max": max}
+TOOLS: dict[str, Callable[..., Any]] = {
+    "people": people,
+    "area": area,
+    "almanac": almanac,
+    "divide": divide,
+    "max": max,
+}
 
 
 @program

@@ -64,7 +64,7 @@ def overhead(nodes: int) -> None:
     }
     print(f"{'':16} {'nodes':>7} {'µs a node':>10}   (goal ≤ 100)")
     for name, listed in graphs.items():
-        run = program(lambda listed=listed: len(graph("g", listed)))  # type: ignore[misc]
+        run = program(lambda listed=listed: len(graph("g", listed)))
         spent = least(partial(infer, run, engine=Importance(1)))
         print(f"{name:16} {nodes:7} {spent / nodes * 1e6:10.1f}")
     empty = program(lambda: len(plate("p", range(nodes), lambda i: 0)))
@@ -83,7 +83,7 @@ def rounds(graphs: int) -> None:
         def think(*read: str) -> Any:
             return sample("text", LM("a", max_tokens=1))
 
-        run = program(lambda edges=edges: graph("g", nodes_of(edges, think)))  # type: ignore[misc]
+        run = program(lambda edges=edges: graph("g", nodes_of(edges, think)))
         before = lm.usage.passes
         trace = infer(run, engine=Importance(1), lm=lm).traces[0]
         record = thought_graph(trace)
