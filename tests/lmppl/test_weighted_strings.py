@@ -64,7 +64,7 @@ def test_strings_with_and_without_a_potential_share_a_batch() -> None:
 
 def test_a_bounded_model_takes_them_in_parts() -> None:
     class Bounded(TableLM):
-        bounded = True  # type: ignore[misc]
+        bounded = True
 
         def fits(self, contexts: Any, *_: Any, **__: Any) -> int:
             return min(len(contexts), 2)

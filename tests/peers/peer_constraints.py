@@ -14,6 +14,7 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,14 @@ async def main() -> None:
     llm.prompt_ids = llm.model.tokenizer.encode(o.prompt, add_special_tokens=False)
     if o.regex:
         constraint: Any = BoolFSA.from_regex(o.regex)
-        whole = re.compile(o.regex.encode()).fullmatch
+        whole: Callable[[bytes], Any] = re.compile(o.regex.encode()).fullmatch
     else:
         constraint = JsonSchema(json.loads(o.schema))
 
-        def whole(text: bytes) -> Any:
+        def closed(text: bytes) -> bool:
             return text.endswith(b"}")
+
+        whole = closed
 
     smc = None
     for run in range(o.runs):

@@ -41,12 +41,12 @@ def moves() -> np.ndarray[Any, Any]:
 def seconds(fn: Any, repeats: int = 20) -> tuple[float, float]:
     """First call, and the median of later ones."""
     began = time.perf_counter()
-    jax.block_until_ready(fn())
+    jax.block_until_ready(fn())  # type: ignore[no-untyped-call]
     first = time.perf_counter() - began
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        jax.block_until_ready(fn())
+        jax.block_until_ready(fn())  # type: ignore[no-untyped-call]
         times.append(time.perf_counter() - began)
     return first, float(np.median(times))
 
