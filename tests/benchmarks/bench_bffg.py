@@ -25,11 +25,11 @@ REPEATS = 5
 def seconds(fn: Callable[[], Any]) -> tuple[float, float]:
     """The first call, which compiles, and the best of the later ones."""
     began = time.perf_counter()
-    jax.block_until_ready(fn())
+    jax.block_until_ready(fn())  # type: ignore[no-untyped-call]
     first, times = time.perf_counter() - began, []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        jax.block_until_ready(fn())
+        jax.block_until_ready(fn())  # type: ignore[no-untyped-call]
         times.append(time.perf_counter() - began)
     return first, min(times)
 
