@@ -36,6 +36,7 @@ from lmppl.inference.bffg.particle_filter import conditional_filter, particle_gi
 from lmppl.inference.bffg.pcn import PCN, PMMH, pcn
 from lmppl.inference.bffg.poisson_process import PoissonLeaf, PoissonProcess, PoissonStep
 from lmppl.inference.bffg.result import Guided, pareto_k
+from lmppl.inference.bffg.string_guide import string_guide
 from lmppl.inference.bffg.strings import (
     DFA,
     HMM,
@@ -121,6 +122,7 @@ __all__ = [
     "simulate",
     "sir_law",
     "sir_profile",
+    "string_guide",
     "surrogate",
     "time_grid",
     "tree",
