@@ -31,7 +31,7 @@ from lmppl.inference.base import infer_stream
 from lmppl.inference.rundir import RunDirectory
 from lmppl.inference.runs import Event, Task, pending, record_of
 from lmppl.inference.specs import parse_engine
-from lmppl.lm.http_url import is_server
+from lmppl.lm.http.url import is_server
 from lmppl.loading import Loaded, load_models, load_program
 from lmppl.records import ResultRecord
 

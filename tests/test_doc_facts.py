@@ -31,7 +31,7 @@ BENEATH = {
     "lmppl.lm.base": ["LanguageModel", "Rows", "Drawn", "TokenLaw", "Capabilities", "Usage"],
     "lmppl.lm.table": ["TableLM"],
     "lmppl.lm.token_law": ["token_law"],
-    "lmppl.lm.torch": ["TorchLM"],
+    "lmppl.lm.torch.model": ["TorchLM"],
     "lmppl.lm.load": ["available", "load"],
     "lmppl.distributions": ["Distribution", "after", "gather"],
     "lmppl.jobs": ["Draw", "Env"],

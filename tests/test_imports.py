@@ -52,7 +52,7 @@ NAMED = {
     "torch": {"gguf", "safetensors", "torch", "transformers"},
 }
 """First word of a file's name -> what it may import at module level: it is of no use without."""
-NUMERIC = {"inference/bffg/": {"jax"}}
+NUMERIC = {"inference/bffg/": {"jax"}, "lmppl/lm/torch/": NAMED["torch"]}
 """A folder that is about a package as a whole, and that nothing light imports."""
 MODELS = {"gguf", "llguidance", "safetensors", "torch", "transformers"}
 """What `lmppl/lm/` is about as a whole, so that any of its functions may import it."""
@@ -201,7 +201,7 @@ def test_the_checks_see_what_they_look_for() -> None:
     assert misplaced("import torch", "lmppl/numpyro.py")
     assert not misplaced("import jax", "inference/bffg/some.py")
     assert misplaced("import jax", "inference/some.py")
-    assert not misplaced("import torch", "lmppl/lm/torch_draw.py")
+    assert not misplaced("import torch", "lmppl/lm/torch/draw.py")
     assert not misplaced('"""About Torch."""\ndef f():\n    from torch import nn')
     assert not misplaced("if TYPE_CHECKING:\n    import torch")
     assert misplaced("if TYPE_CHECKING:\n    pass\nelse:\n    import torch")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument, ModelNotFound, excerpt
-from lmppl.lm import http_url, hub, smollm2
+from lmppl.lm import hub, smollm2
 from lmppl.lm.base import LanguageModel
+from lmppl.lm.http import url as http_url
 
 TABLE = "table:"
 
@@ -48,7 +49,7 @@ def load(name: str, *, progress: hub.Progress | None = None, **options: Any) -> 
     """The language model of this name.
 
     Args:
-        name: "smollm2", "table:FILE.json", the address of a server (`lmppl.lm.http_url`), a folder,
+        name: "smollm2", "table:FILE.json", the address of a server (`lmppl.lm.http.url`), a folder,
             or OWNER/NAME on the Hugging Face hub.
         progress: called with one line of text before each slow step; None prints to stderr.
         options: for models of transformers: device, dtype, threads, kv_bytes (see `TorchLM`);

@@ -25,7 +25,7 @@ from lmppl.errors import CapabilityError, ContextOverflow, LmpplError  # noqa: E
 from lmppl.inference import Forward, Importance, infer, infer_many  # noqa: E402
 from lmppl.inference.rundir import read_results  # noqa: E402
 from lmppl.lm.http import HTTPLM  # noqa: E402
-from lmppl.lm.http_errors import (  # noqa: E402
+from lmppl.lm.http.errors import (  # noqa: E402
     BadResponse,
     KeyRefused,
     NotServed,
@@ -39,7 +39,7 @@ from lmppl.lm.http_errors import (  # noqa: E402
     ServerUnreachable,
     TextFiltered,
 )
-from lmppl.lm.http_retry import Clock, Policy, retry_after  # noqa: E402
+from lmppl.lm.http.retry import Clock, Policy, retry_after  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
 
 TOY = TableLM.random(["a", "b", " t", b"\xc3", b"\xa9", ".", "\u00e9", "<eos>"], seed=3, name="toy")

@@ -23,10 +23,10 @@ from lmppl.errors import (  # noqa: E402
     UnweightableProposal,
 )
 from lmppl.inference import SMC, Enumerate, Forward, Greedy, Importance, infer, infer_many  # noqa: E402
-from lmppl.lm import http_url  # noqa: E402
 from lmppl.lm.generate import StringLaw, StringState  # noqa: E402
 from lmppl.lm.http import HTTPLM  # noqa: E402
-from lmppl.lm.http_errors import KeyRefused  # noqa: E402
+from lmppl.lm.http import url as http_url  # noqa: E402
+from lmppl.lm.http.errors import KeyRefused  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
 from lmppl.random import GumbelMax, fold  # noqa: E402
 from lmppl.testing import check_language_model  # noqa: E402

@@ -21,8 +21,8 @@ from lmppl.lm.load import load  # noqa: E402
 from lmppl.lm.table import token_law  # noqa: E402
 from lmppl.lm.tokenizer import byte_alphabet  # noqa: E402
 from lmppl.lm.torch import TorchLM  # noqa: E402
-from lmppl.lm.torch_cache import Block  # noqa: E402
-from lmppl.lm.torch_draw import Logits  # noqa: E402
+from lmppl.lm.torch.cache import Block  # noqa: E402
+from lmppl.lm.torch.draw import Logits  # noqa: E402
 from lmppl.random import Argmax, GumbelMax, fold_array  # noqa: E402
 from lmppl.testing import check_language_model  # noqa: E402
 from lmppl.types import Floats, Ids, Ints, Keys  # noqa: E402
@@ -601,7 +601,7 @@ def test_ties_go_to_the_smaller_id(width: int) -> None:
 
 
 def test_noise_is_that_of_numpy() -> None:
-    from lmppl.lm.torch_noise import uniforms
+    from lmppl.lm.torch.noise import uniforms
     from lmppl.random import uniforms as reference
 
     rng = np.random.default_rng(10)
@@ -705,7 +705,7 @@ def test_one_token_options_are_one_row(llama: Pair) -> None:
 
 
 def test_a_large_scoring_is_cut_into_passes(llama: Pair) -> None:
-    from lmppl.lm.torch_prefill import Limits
+    from lmppl.lm.torch.prefill import Limits
 
     rng = np.random.default_rng(13)
     contexts = [some_ids(rng, int(n)) for n in rng.integers(1, 30, 20)]
@@ -728,7 +728,9 @@ def test_a_scoring_larger_than_memory_is_done_in_portions(monkeypatch: pytest.Mo
     whole = Pair("llama")
     expected = whole.lm.score(contexts, tails, [(2,)] * 30, [1.0] * 30)
     pair = Pair("llama", kv_bytes=2_000)
-    monkeypatch.setattr("lmppl.lm.torch.LEAST_BYTES", 200 * pair.lm.network.layout.token_bytes)
+    monkeypatch.setattr(
+        "lmppl.lm.torch.model.LEAST_BYTES", 200 * pair.lm.network.layout.token_bytes
+    )
     largest = 0
     add = pair.lm.store.add
 

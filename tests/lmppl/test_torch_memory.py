@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lmppl.lm import torch_memory
+from lmppl.lm.torch import memory as torch_memory
 
 GLIBC = sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc"
 

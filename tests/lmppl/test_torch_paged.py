@@ -21,9 +21,9 @@ transformers = pytest.importorskip("transformers")
 
 from lmppl.lm.base import TokenLaw  # noqa: E402
 from lmppl.lm.torch import TorchLM  # noqa: E402
-from lmppl.lm.torch_cache import Block, pages_of  # noqa: E402
-from lmppl.lm.torch_prefill import Limits  # noqa: E402
-from lmppl.lm.torch_store import RetainedRows  # noqa: E402
+from lmppl.lm.torch.cache import Block, pages_of  # noqa: E402
+from lmppl.lm.torch.prefill import Limits  # noqa: E402
+from lmppl.lm.torch.store import RetainedRows  # noqa: E402
 from lmppl.random import GumbelMax, fold_array  # noqa: E402
 from lmppl.types import Floats, Ids  # noqa: E402
 

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from lmppl.errors import CapabilityError  # noqa: E402
 from lmppl.lm.base import TokenLaw  # noqa: E402
 from lmppl.lm.torch import TorchLM  # noqa: E402
-from lmppl.lm.torch_prefill import Limits  # noqa: E402
+from lmppl.lm.torch.prefill import Limits  # noqa: E402
 from lmppl.random import GumbelMax, fold_array  # noqa: E402
 from lmppl.types import Floats, Ids  # noqa: E402
 

@@ -25,7 +25,7 @@ from lmppl.inference import SMC, Enumerate, Forward, Importance, infer
 from lmppl.lm import smollm2
 from lmppl.lm.base import LanguageModel, TokenLaw
 from lmppl.lm.http import HTTPLM
-from lmppl.lm.http_errors import KeyRefused
+from lmppl.lm.http.errors import KeyRefused
 from lmppl.lm.load import load
 from lmppl.testing import check_language_model
 

@@ -1,0 +1,67 @@
+"""The start-up probe of a loaded model: are its log-probabilities fit to make weights of?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lmppl.errors import LmpplError
+from lmppl.lm.base import LanguageModel
+from lmppl.lm.torch.store import RetainedRows
+from lmppl.types import Ids
+
+if TYPE_CHECKING:
+    from lmppl.lm.torch import TorchLM
+
+TEXT = "The capital of France is Paris. It"
+BOUND, HALF_BOUND = 1e-3, 0.2
+"""Largest difference allowed between two ways of scoring, in float32 and in half precision."""
+
+
+@contextmanager
+def _nothing_retained(lm: TorchLM) -> Iterator[None]:
+    kept, lm.store = lm.store, RetainedRows(0)
+    try:
+        yield
+    finally:
+        lm.store = kept
+
+
+def batch_gap(lm: TorchLM, ids: Ids) -> float:
+    """The largest difference of log-probabilities between a row alone and in a batch of 8."""
+    others = [tuple((t + n) % lm.vocab_size for t in ids) for n in range(8)]
+    with _nothing_retained(lm):
+        alone = lm.open([ids]).log_probs()[0]
+        beside = lm.open(others).log_probs()[0]
+    finite = np.isfinite(alone)
+    return float(np.abs(alone[finite] - beside[finite]).max())
+
+
+def self_check(lm: TorchLM, text: str = TEXT) -> dict[str, float]:
+    """Score a known string in two ways, and a row in two batches.
+
+    Returns:
+        "scoring": largest difference of log-probabilities between one scoring pass and token by
+        token; "batch": between a row alone and in a batch of 8 other rows.
+
+    Raises:
+        LmpplError: when the two scorings differ by more than 1e-3 (0.2 in half precision).
+    """
+    ids = lm.encode(text)
+    with _nothing_retained(lm):
+        at_once = lm.score([ids[:1]], [ids[1:]], [None], [1.0])[0]
+        stepwise = LanguageModel.score(lm, [ids[:1]], [ids[1:]], [None], [1.0])[0]
+    found = {"scoring": float(np.abs(at_once - stepwise).max()), "batch": batch_gap(lm, ids)}
+    bound = BOUND if lm.dtype == torch.float32 else HALF_BOUND
+    if not found["scoring"] <= bound:
+        raise LmpplError(
+            "scoring a text at once and token by token gives different log-probabilities",
+            value=f"largest difference {found['scoring']:.3g}, bound {bound}",
+            why="weights made from such numbers would be wrong",
+            fix="load the model with dtype=torch.float32; report the architecture if it persists",
+        )
+    return found
