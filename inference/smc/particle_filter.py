@@ -56,6 +56,9 @@ class tokens:  # noqa: N801
     k: int = 1
     ess: float | None = None
 
+    def __repr__(self) -> str:
+        return f"tokens(k={self.k})" if self.ess is None else f"tokens(k={self.k}, ess={self.ess})"
+
     def __post_init__(self) -> None:
         """Check both."""
         if not (
