@@ -243,7 +243,7 @@ class Answers(Faults, ABC):
         if m.origin is not None:  # of a potential, which takes logarithms itself
             pass
         elif weight >= 0.0 and m.value is not True:
-            seen = self.factors.setdefault(m.name, [0, 0, 0])
+            seen = self.factors.get(m.name) or self.factors.setdefault(m.name, [0, 0, 0])
             seen[0] += weight <= 1.0
             seen[1] += 0.0 < weight <= 1.0
             seen[2] += weight > 1.0
@@ -252,7 +252,10 @@ class Answers(Faults, ABC):
         weight *= m.scale
         if m.masked or self.ignore_weights:
             weight = 0.0
-        s.head = Entry(s.head, "factor", m.address, m.value, 0.0, 0.0, weight, m.fingerprint())
+        s.head = _new(
+            Entry,
+            (s.head, "factor", m.address, m.value, 0.0, 0.0, weight, m.fingerprint(), None, None),
+        )
         if weight == NEG_INF:
             self.kill(p, m.address, excerpt(m.value, 60))
         else:

@@ -86,8 +86,13 @@ def factor(name: str, log_weight: Any) -> Any:
 
     `-inf` ends the run with weight zero; nan and +inf raise `NonFiniteWeight`.
     """
-    ctx = current("factor")
-    return ctx.perform(Message("factor", name, ctx.address(name), None, log_weight))
+    ctx = local.active
+    if ctx is None:
+        ctx = current("factor")
+    message = _make(Message)  # as in `sample`
+    message.op, message.name, message.address = "factor", name, ctx.address(name)
+    message.value, message.scale, message.masked, message.origin = log_weight, 1.0, False, None
+    return ctx.perform(message)
 
 
 def deterministic(name: str, value: Any) -> Any:
