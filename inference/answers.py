@@ -200,17 +200,7 @@ class Answers(Faults, ABC):
             value = Text(value, address=address)
         if restricted:
             self.restricted.add(address)
-        if m.masked or m.scale != 1.0 or self.ignore_weights or not NEG_INF < logp <= 1e300:
-            self._weigh(p, s, m, value, logp, logq)
-            return
-        # the same, for what passes here by the million
-        weight = logp - logq
-        mark = m.dist.fingerprint if m.proposal is None else m.fingerprint()
-        s.head = _new(Entry, (s.head, m.op, address, value, logp, logq, weight, mark, None, None))
-        if address not in self.sites:
-            self.sites.add(address)
-            self._meet(m, value)
-        p.logw += weight
+        self._weigh(p, s, m, value, logp, logq)
 
     def _weigh(
         self, p: Particle, s: Strand, m: Message, value: Any, logp: float, logq: float
@@ -218,11 +208,12 @@ class Answers(Faults, ABC):
         address = m.address
         if logp != logp or logp > 1e300:
             check_log_weight(logp, site=address, term="log-probability")
-        if not m.masked:
+        if m.scale != 1.0 and not m.masked:
             logp *= m.scale
         # a masked site that is latent keeps its law; a masked observation arrives as 0
         weight = 0.0 if self.ignore_weights else logp - logq
-        s.head = Entry(s.head, m.op, address, value, logp, logq, weight, m.fingerprint())
+        mark = m.fingerprint()
+        s.head = _new(Entry, (s.head, m.op, address, value, logp, logq, weight, mark, None, None))
         if address not in self.sites:
             self.sites.add(address)
             self._meet(m, value)

@@ -27,6 +27,9 @@ from lmppl.trace import entries
 class Growing(Faults):
     """The part of a `Machine` that runs graphs."""
 
+    usual: bool
+    """Only then may nodes run that turn out not to matter: not where values are listed."""
+
     @abstractmethod
     def _move(self, p: Particle, s: Strand, new: list[Job]) -> None:
         """Run a strand on, collecting the jobs it starts."""
@@ -34,10 +37,6 @@ class Growing(Faults):
     @abstractmethod
     def _join(self, p: Particle, parent: Strand) -> bool:
         """End a graph whose nodes have ended; whether the parent may go on at once."""
-
-    @abstractmethod
-    def _speculates(self) -> bool:
-        """Whether nodes may run that turn out not to matter: not where values are listed."""
 
     def kill(self, p: Particle, site: str, value: str) -> None:
         """Weight zero, for ever; which a node that may be cancelled cannot decide."""
@@ -71,7 +70,7 @@ class Growing(Faults):
         ended = [] if last is None else [last]
         s.joining = True  # nodes that end at once must not come back here from inside
         try:
-            starts, cancelled = growth.begin(self._speculates()) if last is None else ((), ())
+            starts, cancelled = growth.begin(self.usual) if last is None else ((), ())
             while True:
                 if cancelled:
                     self._cancel(p, branches, cancelled)

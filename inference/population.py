@@ -337,9 +337,6 @@ class Machine(Growing, Answers):
         )
         return self._passed(parent, branches)
 
-    def _speculates(self) -> bool:
-        return self.draws == self._draw
-
     def _passed(self, parent: Strand, branches: list[Strand]) -> bool:
         """Whether the parent may go on at once: no branch has come to a barrier."""
         if self.stop != "end" and any(b.stepped for b in branches):

@@ -7,6 +7,7 @@ particles, questions and nested inferences and hands them over here.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import compress
 from typing import Any
 
 from lmppl.errors import BadArgument
@@ -20,18 +21,18 @@ from lmppl.random import Chance
 
 def run_lm_jobs(jobs: Sequence[Shared], chance: Chance) -> None:
     """Run jobs, one batch per model or function, kind and limit, and charge their ledgers."""
-    first = jobs[0] if jobs else None
-    if type(first) is Generate:
-        maker, limit = first.maker, first.limit
-        if all([type(j) is Generate and j.maker is maker and j.limit == limit for j in jobs]):
-            _generate(jobs, chance, limit, alike=True)  # type: ignore[arg-type]
-            return
     strings: dict[tuple[LanguageModel, int | None], list[Generate]] = {}
     texts: dict[LanguageModel, list[Score]] = {}
     inputs: dict[Any, list[Batch]] = {}
+    group: list[Generate] = []
+    lm: LanguageModel | None = None
+    limit: int | None = None
     for job in jobs:
         if type(job) is Generate:
-            strings.setdefault((job.lm, job.limit), []).append(job)
+            if job.maker.lm is not lm or job.limit != limit:  # neighbours are mostly of one kind
+                lm, limit = job.maker.lm, job.limit
+                group = strings.setdefault((lm, limit), [])
+            group.append(job)
         elif type(job) is Score:
             texts.setdefault(job.lm, []).append(job)
         elif isinstance(job, Batch):
@@ -44,59 +45,42 @@ def run_lm_jobs(jobs: Sequence[Shared], chance: Chance) -> None:
         _ask(function, asked)
 
 
-def _generate(
-    jobs: Sequence[Generate], chance: Chance, limit: int | None, *, alike: bool = False
-) -> None:
+def _generate(jobs: Sequence[Generate], chance: Chance, limit: int | None) -> None:
     maker = jobs[0].maker
     lm = maker.lm
-    alike = alike or all([j.maker is maker for j in jobs])
-    if alike and limit is None and maker.whole and all([j._state is None for j in jobs]):
-        _draw_whole(jobs, chance)
+    if limit is None and maker.whole and all([j.maker is maker and j._state is None for j in jobs]):
+        contexts, keys = [j.context for j in jobs], [j.key for j in jobs]
+        found = draw_whole(lm, maker.law, contexts, keys, chance, maker.made)
+        for j, draw in zip(jobs, found.results, strict=True):
+            j.drawn = draw
+        _charge(jobs, lm.name, found.passes, found.lengths, [True] * len(jobs))
         return
     states = [j.state for j in jobs]
     before = [len(s.ids) for s in states]
     passes = advance(lm, states, chance, limit)
+    lengths = [len(s.ids) - old for s, old in zip(states, before, strict=True)]
+    _charge(jobs, lm.name, passes, lengths, [old == 0 for old in before])
+
+
+def _charge(
+    jobs: Sequence[Generate], name: str, passes: int, drawn: Sequence[int], begun: Sequence[bool]
+) -> None:
+    """Charge the ledgers: `passes` once each, the tokens of each string, its context when it began."""
     seen: set[int] = set()
-    for j, s, old in zip(jobs, states, before, strict=True):
-        if (book := j.ledger) is None:
-            continue
-        cost = book.model(lm.name)
-        if id(book) not in seen:
-            seen.add(id(book))
-            cost.passes += passes
-        cost.tokens_out += len(s.ids) - old
-        if old == 0:
-            cost.calls += 1
-            cost.tokens_in += len(s.context)
-
-
-def _draw_whole(jobs: Sequence[Generate], chance: Chance) -> None:
-    maker = jobs[0].maker
-    lm = maker.lm
-    contexts = [j.context for j in jobs]
-    found = draw_whole(lm, maker.law, contexts, [j.key for j in jobs], chance, maker.made)
-    for j, draw in zip(jobs, found.results, strict=True):
-        j.drawn = draw
-    book = jobs[0].ledger
-    if all([j.ledger is book for j in jobs]):
+    start, n = 0, len(jobs)
+    while start < n:
+        book, stop = jobs[start].ledger, start + 1
+        while stop < n and jobs[stop].ledger is book:  # neighbours are mostly of one run
+            stop += 1
         if book is not None:
-            cost = book.model(lm.name)
-            cost.passes += found.passes
-            cost.calls += len(jobs)
-            cost.tokens_out += sum(found.lengths)
-            cost.tokens_in += sum(map(len, contexts))
-        return
-    costs: dict[int, ModelCost] = {}
-    for j, length in zip(jobs, found.lengths, strict=True):
-        if j.ledger is None:
-            continue
-        own = costs.get(id(j.ledger))
-        if own is None:
-            own = costs[id(j.ledger)] = j.ledger.model(lm.name)
-            own.passes += found.passes
-        own.calls += 1
-        own.tokens_out += length
-        own.tokens_in += len(j.context)
+            cost, new = book.model(name), begun[start:stop]
+            if id(book) not in seen:
+                seen.add(id(book))
+                cost.passes += passes
+            cost.tokens_out += sum(drawn[start:stop])
+            cost.calls += sum(new)
+            cost.tokens_in += sum([len(j.context) for j in compress(jobs[start:stop], new)])
+        start = stop
 
 
 def _score(jobs: Sequence[Score]) -> None:

@@ -12,12 +12,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from lmppl import __version__
+from lmppl.command_options import debug_option, models_option, program_argument
 from lmppl.errors import Deadlock, LmpplError, Suspended
 from lmppl.serve_command import serve
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from lmppl.runner import Outcome
 
 OK, FAILED, USAGE, DEFECT, SUSPENDED, INTERRUPTED = 0, 1, 2, 70, 75, 130
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Roof(click.Group):
@@ -105,16 +104,6 @@ def _line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def debug_option(command: F) -> F:
-    """`--debug` is read before everything else, and accepted everywhere."""
-    return click.option(
-        "--debug",
-        is_flag=True,
-        help="Show tracebacks.",
-        expose_value=command.__name__ in ("run", "compare"),
-    )(command)
-
-
 @click.group(cls=Roof, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lmppl")
 @debug_option
@@ -123,7 +112,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("program", metavar="PROGRAM.py[:name]")
+@program_argument
 @click.option("--data", required=True, help="Questions: one JSON object a line.")
 @click.option("--out", required=True, help="The folder of the run: results, report, configuration.")
 @click.option(
@@ -193,7 +182,7 @@ def run(**options: Any) -> int:  # fmt: skip
 
 
 @cli.command()
-@click.argument("program", metavar="PROGRAM.py[:name]")
+@program_argument
 @click.option("--data", required=True, help="Questions: one JSON object a line.")
 @click.option("--out", required=True, help="The folder of the comparison.")
 @click.option(
@@ -211,7 +200,7 @@ def run(**options: Any) -> int:  # fmt: skip
     help="What one question may cost, in tokens or calls: it sets the size of every engine. "
     "Several run one after the other; without one, engines run at the sizes they name.",
 )
-@click.option("--lm", "models", multiple=True, metavar="[NAME=]MODEL", help="As for run.")
+@models_option
 @click.option("--seed", default=0, show_default=True, help="All randomness follows from it.")
 @click.option("--resume", is_flag=True, help="Go on: questions with a result are not run again.")
 @click.option("--fork", is_flag=True, help="Start anew beside --out when it holds a run.")
@@ -301,9 +290,9 @@ def _show(outcome: Outcome, title: str, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("program", metavar="PROGRAM.py[:name]")
+@program_argument
 @click.option("--data", help="Questions; the first one is used.")
-@click.option("--lm", "models", multiple=True, metavar="[NAME=]MODEL", help="As for run.")
+@models_option
 @click.option("--seed", default=0, show_default=True)
 @debug_option
 def check(program: str, data: str | None, models: tuple[str, ...], seed: int) -> int:

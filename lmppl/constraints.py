@@ -12,16 +12,15 @@ bytes with another id, are handled as bytes.
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from lmppl.errors import ConstraintError, excerpt
 from lmppl.grammars import Grammar
 from lmppl.lm.base import LanguageModel
+from lmppl.lm.once import OncePerModel
 from lmppl.types import Bools
 
 KEEP_STATES = 4096
@@ -55,17 +54,8 @@ class _Vocabulary:
         self.tokenizer = LLTokenizer(TokenizerWrapper(Wrapped()))
 
 
-_VOCABULARIES: WeakKeyDictionary[LanguageModel, _Vocabulary] = WeakKeyDictionary()
-_LOCK = threading.Lock()
-
-
-def vocabulary_of(lm: LanguageModel) -> _Vocabulary:
-    """The llguidance view of a model's tokens."""
-    with _LOCK:
-        found = _VOCABULARIES.get(lm)
-        if found is None:
-            found = _VOCABULARIES[lm] = _Vocabulary(lm)
-        return found
+vocabulary_of = OncePerModel(_Vocabulary)
+"""The llguidance view of a model's tokens."""
 
 
 class Constraint:

@@ -7,17 +7,18 @@ from typing import Any
 
 import click
 
+from lmppl.command_options import debug_option, models_option, program_argument
 from lmppl.errors import BadArgument
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @click.command()
-@click.argument("program", metavar="PROGRAM.py[:name]")
+@program_argument
 @click.option(
     "--engine", default="smc", show_default=True, metavar="NAME:KEY=VALUE,…", help="As for run."
 )
-@click.option("--lm", "models", multiple=True, metavar="[NAME=]MODEL", help="As for run.")
+@models_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option(
@@ -49,7 +50,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
     show_default=True,
     help="Bytes of a request.",
 )
-@click.option("--debug", is_flag=True, help="Show tracebacks.", expose_value=False)
+@debug_option
 def serve(**options: Any) -> int:
     """Answer chat clients with a program: an OpenAI-compatible server.
 

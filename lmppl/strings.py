@@ -319,8 +319,7 @@ class LM(StringDistribution):
 
     def context(self, lm: LanguageModel) -> Ids:
         """The prompt's ids."""
-        found = lm._contexts.get(self.prompt)
-        return lm.context(self.prompt) if found is None else found
+        return lm.context(self.prompt)
 
     def _with(self, options: StringOptions) -> LM:
         new = LM(self.prompt, lm=self._lm)

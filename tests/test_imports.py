@@ -17,6 +17,7 @@ BELOW = {"lmppl": set[str](), "graphs": {"lmppl"}, "inference": {"lmppl", "graph
 ROOF = {
     "lmppl/__main__.py": "lmppl.__main__",
     "lmppl/cli.py": "lmppl.cli",
+    "lmppl/command_options.py": "lmppl.command_options",
     "lmppl/comparing.py": "lmppl.comparing",
     "lmppl/demo.py": "lmppl.demo",
     "lmppl/runner.py": "lmppl.runner",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmppl.lm.base import Drawn, LanguageModel
-from lmppl.types import Bools, Ints
+from lmppl.types import Bools, Floats, Ints
 from lmppl.weights import NEG_INF
 
 if TYPE_CHECKING:
@@ -40,6 +40,28 @@ def watched(lm: LanguageModel, stop: tuple[str, ...]) -> Bools:
     return table
 
 
+class Columns:
+    """What strings draw, a column a step: token ids and log p [N, steps], log-weight and log q [N]."""
+
+    def __init__(self, n: int, room: int) -> None:
+        """Nothing is drawn; there is room for so many steps before it grows."""
+        self.tokens = np.empty((n, min(room, FIRST)), dtype=np.int64)
+        self.logps = np.empty(self.tokens.shape)
+        self.logw, self.logq = np.zeros(n), np.zeros(n)
+        self.steps = 0
+
+    def append(self, at: Ints, drawn: Drawn, power: float | Floats) -> None:
+        """A step of the strings `at`; where one died its weight is for the caller to set."""
+        if self.steps == self.tokens.shape[1]:
+            self.tokens = np.concatenate([self.tokens, np.empty_like(self.tokens)], axis=1)
+            self.logps = np.concatenate([self.logps, np.empty_like(self.logps)], axis=1)
+        self.tokens[at, self.steps], self.logps[at, self.steps] = drawn.tokens, drawn.logp
+        with np.errstate(invalid="ignore"):  # of those that died
+            self.logw[at] += power * drawn.logp - drawn.logq
+            self.logq[at] += drawn.logq
+        self.steps += 1
+
+
 class Block:
     """The rows of one run of the token loop.
 
@@ -55,10 +77,6 @@ class Block:
         self.steps = np.array([len(s.ids) for s in states], dtype=np.uint64)
         self.last: Ints = np.empty(0, dtype=np.int64)
         """The newest token of each row."""
-        self._logw, self._logq = np.zeros(n), np.zeros(n)
-        if self.steps.any():
-            self._logw += [s.logw for s in states]
-            self._logq += [s.logq for s in states]
         laws = None if all([s.law is law for s in states]) else [s.law for s in states]
         """None: one law for all, which is the rule when particles stand at one site."""
         self.laws = [law.token] * n if laws is None else [one.token for one in laws]
@@ -79,10 +97,10 @@ class Block:
         self._watched = [watched(lm, stop) for stop in groups]
         # What was drawn stays where it was written, by the first number of its row
         self._place = np.arange(n)
-        room = int(self._left.max()) if limit is None else limit
-        self._tokens = np.empty((n, min(room, FIRST)), dtype=np.int64)
-        self._logps = np.empty(self._tokens.shape)
-        self._drawn = 0
+        self._columns = Columns(n, int(self._left.max()) if limit is None else limit)
+        if self.steps.any():
+            self._columns.logw += [s.logw for s in states]
+            self._columns.logq += [s.logq for s in states]
         self._known: dict[int, int] = {}
         """By place: how many of the drawn tokens its state has."""
 
@@ -95,15 +113,7 @@ class Block:
         dead = (tokens < 0) | (logp == NEG_INF)
         if self._own is not None:
             logp = np.where(self._own, logq, logp)
-        if self._drawn == self._tokens.shape[1]:
-            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)], axis=1)
-            self._logps = np.concatenate([self._logps, np.empty_like(self._logps)], axis=1)
-        self._tokens[self._place, self._drawn] = tokens
-        self._logps[self._place, self._drawn] = logp
-        with np.errstate(invalid="ignore"):  # of dead rows, whose weight is set below
-            self._logw += self._power * logp - logq
-            self._logq += logq
-        self._drawn += 1
+        self._columns.append(self._place, Drawn(tokens, logp, logq), self._power)
         self._left -= 1
         self.last = tokens
         look = dead | self._bound | (self._left <= 0)
@@ -135,9 +145,8 @@ class Block:
         """Go on with these rows alone."""
         self.states = [self.states[i] for i in rows.tolist()]
         self.laws = [self.laws[i] for i in rows.tolist()]
-        for name in ("keys", "steps", "last", "_logw", "_logq", "_left", "_power", "_bound"):
+        for name in ("keys", "steps", "last", "_left", "_power", "_bound", "_group", "_place"):
             setattr(self, name, getattr(self, name)[rows])
-        self._group, self._place = self._group[rows], self._place[rows]
         if self._own is not None:
             self._own = self._own[rows]
 
@@ -149,10 +158,10 @@ class Block:
 
     def _write(self, rows: Sequence[int], dead: Bools | None) -> None:
         """Bring states up to date; a dead row's last token was none."""
-        places = self._place[rows]
-        tokens = self._tokens[places, : self._drawn].tolist()
-        logps_of = self._logps[places, : self._drawn].tolist()
-        logw, logq = self._logw[rows].tolist(), self._logq[rows].tolist()
+        places, columns = self._place[rows], self._columns
+        tokens = columns.tokens[places, : columns.steps].tolist()
+        logps_of = columns.logps[places, : columns.steps].tolist()
+        logw, logq = columns.logw[places].tolist(), columns.logq[places].tolist()
         known = self._known
         for k, (i, place) in enumerate(zip(rows, places.tolist(), strict=True)):
             s = self.states[i]
@@ -167,4 +176,4 @@ class Block:
             else:
                 s.ids, s.logps = ids, logps
             s.logw, s.logq = logw[k], logq[k]
-            known[place] = self._drawn
+            known[place] = columns.steps

@@ -21,23 +21,12 @@ import numpy as np
 
 from lmppl.lm.base import Drawn, LanguageModel, Rows
 from lmppl.lm.block import Block
-from lmppl.lm.generate import StringState, _force_ends, _masks
+from lmppl.lm.generate import StringState, force_ends, masks_of
 from lmppl.random import Chance, fold_array
-from lmppl.types import Bools, Ids, Ints
+from lmppl.types import Bools, Ints
 
 EIGHTH = 1 / 8
 """Share of the first cohort that must have left before others join."""
-
-
-def context_of(state: StringState) -> Ids:
-    """The tokens that a string goes on from."""
-    return state.context + tuple(state.ids) if state.ids else state.context
-
-
-def left_of(state: StringState, limit: int | None) -> int:
-    """How many tokens a string may draw now."""
-    left = state.law.max_tokens - len(state.ids)
-    return left if limit is None else min(left, limit)
 
 
 def advance_queue(
@@ -55,8 +44,8 @@ def advance_queue(
         The number of batched passes.
     """
     queue = list(states)
-    first = max(1, lm.fits([context_of(s) for s in queue], [left_of(s, limit) for s in queue]))
-    running = _Running(lm, lm.open([context_of(s) for s in queue[:first]]), limit)
+    first = max(1, lm.fits([s.prefix for s in queue], [s.left(limit) for s in queue]))
+    running = _Running(lm, lm.open([s.prefix for s in queue[:first]]), limit)
     running.add(queue[:first])
     queue = queue[first:]
     passes = 0
@@ -88,11 +77,11 @@ class _Running:
         """How many of the queue may join now: none before `least` fit."""
         if not queue:
             return 0
-        growth = sum(left_of(s, self.limit) for s in self.states)
+        growth = sum(s.left(self.limit) for s in self.states)
         running = self.rows if self.cohorts else None
         ahead = queue[: 8 * least]
         found = self.lm.fits(
-            [context_of(s) for s in ahead], [left_of(s, self.limit) for s in ahead], running, growth
+            [s.prefix for s in ahead], [s.left(self.limit) for s in ahead], running, growth
         )
         if not self.cohorts:
             return max(1, found)
@@ -103,7 +92,7 @@ class _Running:
         self.drawn.append(0)
 
     def join(self, states: Sequence[StringState]) -> None:
-        contexts = [context_of(s) for s in states]
+        contexts = [s.prefix for s in states]
         if self.cohorts:
             self.rows.join(contexts)
         else:
@@ -117,7 +106,7 @@ class _Running:
         mask: Bools | None = None
         hopeless: Sequence[int] = ()
         if any(b.constrained for b in blocks):
-            mask, hopeless = _masks(self.lm, self.states)
+            mask, hopeless = masks_of(self.lm, self.states)
         keys = np.concatenate([fold_array(b.keys, b.steps) for b in blocks])
         laws = [law for b in blocks for law in b.laws]
         drawn = self.rows.draw(keys, laws, mask, chance)
@@ -165,7 +154,7 @@ class _Running:
 
     def _force_ends(self) -> None:
         """Strings that are full end by the mass of their ends."""
-        _force_ends(self.lm, self.rows, self.states)
+        force_ends(self.lm, self.rows, self.states)
         kept, lo = [], 0
         for n, block in enumerate(self.cohorts):
             left = [i for i, s in enumerate(block.states) if s.finish is None]

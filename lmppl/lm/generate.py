@@ -112,6 +112,16 @@ class StringState:
         self.tracker = law.potential
         self.logphi = 0.0
 
+    @property
+    def prefix(self) -> Ids:
+        """The tokens that it goes on from."""
+        return self.context + tuple(self.ids) if self.ids else self.context
+
+    def left(self, limit: int | None) -> int:
+        """How many tokens it may draw, `limit` at most."""
+        left = self.law.max_tokens - len(self.ids)
+        return left if limit is None else min(left, limit)
+
     def fork(self, key: int) -> StringState:
         """A copy that continues with other noise."""
         new = StringState(self.law, self.context, key)
@@ -268,21 +278,18 @@ def advance(
 
 def _fit(lm: LanguageModel, live: Sequence[StringState], limit: int | None) -> bool:
     """Whether all these strings fit in the memory of the model at once."""
-    left = [s.law.max_tokens - len(s.ids) for s in live]
-    if limit is not None:
-        left = [min(n, limit) for n in left]
-    return lm.fits([s.context + tuple(s.ids) for s in live], left) == len(live)
+    return lm.fits([s.prefix for s in live], [s.left(limit) for s in live]) == len(live)
 
 
 def advance_rows(
     lm: LanguageModel, live: list[StringState], chance: Chance, limit: int | None = None
 ) -> int:
     """`advance` token by token, for strings that are all unfinished."""
-    rows = lm.open([s.context + tuple(s.ids) if s.ids else s.context for s in live])
+    rows = lm.open([s.prefix for s in live])
     block = Block(lm, live, limit)
     passes = 0
     while True:
-        mask, hopeless = _masks(lm, block.states) if block.constrained else (None, ())
+        mask, hopeless = masks_of(lm, block.states) if block.constrained else (None, ())
         drawn = rows.draw(fold_array(block.keys, block.steps), block.laws, mask, chance)
         passes += 1
         for i in hopeless:
@@ -295,7 +302,7 @@ def advance_rows(
             block.select(keep)
         rows.push(block.last)
         if ending:
-            _force_ends(lm, rows, block.states)
+            force_ends(lm, rows, block.states)
             left = np.array([i for i, s in enumerate(block.states) if s.finish is None], np.int64)
             if not len(left):
                 break
@@ -309,7 +316,7 @@ def advance_rows(
     return passes
 
 
-def _masks(lm: LanguageModel, live: Sequence[StringState]) -> tuple[Bools, Sequence[int]]:
+def masks_of(lm: LanguageModel, live: Sequence[StringState]) -> tuple[Bools, Sequence[int]]:
     """Allowed ids [B, V], and the rows that allow none (their mask is opened, they die)."""
     mask = np.ones((len(live), lm.vocab_size), dtype=bool)
     hopeless = []
@@ -323,7 +330,7 @@ def _masks(lm: LanguageModel, live: Sequence[StringState]) -> tuple[Bools, Seque
     return mask, hopeless
 
 
-def _force_ends(lm: LanguageModel, rows: Rows, live: Sequence[StringState]) -> None:
+def force_ends(lm: LanguageModel, rows: Rows, live: Sequence[StringState]) -> None:
     """limit="eos": give the strings that are full the mass of their ends."""
     sets = [end_ids(lm, s.law.stop) if s.awaits_end else (0,) for s in live]
     masses = rows.log_mass(sets, [s.law.target_temperature for s in live])

@@ -6,7 +6,7 @@ import numpy as np
 
 from lmppl.errors import NotFinite
 from lmppl.lm.base import LanguageModel
-from lmppl.lm.generate import StringLaw, StringState, end_ids
+from lmppl.lm.generate import StringLaw, StringState, force_ends
 from lmppl.lm.table import token_law
 from lmppl.types import Ids
 from lmppl.weights import NEG_INF
@@ -27,7 +27,7 @@ def every_string(lm: LanguageModel, law: StringLaw, context: Ids, most: int) -> 
     live = [StringState(law, context, 0)]
     done: list[StringState] = []
     while live:
-        rows = lm.open([s.context + tuple(s.ids) for s in live])
+        rows = lm.open([s.prefix for s in live])
         log_model = rows.log_probs()
         rows.close()
         grown: list[StringState] = []
@@ -41,17 +41,12 @@ def every_string(lm: LanguageModel, law: StringLaw, context: Ids, most: int) -> 
                 x = float(local[token])
                 child.extend(lm, token, x, x if law.target_is_proposal else 0.0)
                 if child.awaits_end:
-                    child.finish_length(_end_mass(lm, child))
+                    end = lm.open([child.prefix])
+                    force_ends(lm, end, [child])
+                    end.close()
                 if child.logw > NEG_INF:
                     (grown if child.finish is None else done).append(child)
         if len(done) + len(grown) > most:
             raise NotFinite(f"more than {most:,} strings", fix="lower max_tokens")
         live = grown
     return done
-
-
-def _end_mass(lm: LanguageModel, s: StringState) -> float:
-    rows = lm.open([s.context + tuple(s.ids)])
-    mass = float(rows.log_mass([end_ids(lm, s.law.stop)], [s.law.target_temperature])[0])
-    rows.close()
-    return mass

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from lmppl.lm.base import Drawn, LanguageModel
-from lmppl.lm.block import FIRST, watched
+from lmppl.lm.block import Columns, watched
 from lmppl.lm.generate import StringLaw, StringState, completes_stop
 from lmppl.random import Chance, fold_array
 from lmppl.types import Bools, Ids, Ints
@@ -65,12 +65,16 @@ def draw_whole(
     """
     n = len(contexts)
     if lm.draws_strings or (lm.bounded and lm.fits(contexts, [law.max_tokens] * n) < n):
-        return _drawn_elsewhere(lm, law, contexts, keys, chance, made)
+        # the token loop is the model's own: a server, or more strings than fit
+        states = [StringState(law, c, k) for c, k in zip(contexts, keys, strict=True)]
+        passes = lm.advance(states, chance, None)
+        results = [made(s.ids, s.logps, s.logw, s.logq, s.finish) for s in states]
+        return Wave(results, [len(s.ids) for s in states], passes)
     rows = lm.open(contexts)
-    noise, laws = np.array(keys, dtype=np.uint64), [law.token] * len(contexts)
-    record = _Record(lm, law, len(contexts))
+    noise, laws = np.array(keys, dtype=np.uint64), [law.token] * n
+    record = _Record(lm, law, n)
     while True:
-        drawn = rows.draw(fold_array(noise, record.steps), laws, None, chance)
+        drawn = rows.draw(fold_array(noise, record.columns.steps), laws, None, chance)
         left, last = record.take(drawn), drawn.tokens
         if left is not None:
             if not len(left):
@@ -79,22 +83,7 @@ def draw_whole(
             noise, laws, last = noise[left], laws[: len(left)], last[left]
         rows.push(last)
     rows.close()
-    return Wave(record.results(made), record.lengths.tolist(), record.steps)
-
-
-def _drawn_elsewhere(
-    lm: LanguageModel,
-    law: StringLaw,
-    contexts: Sequence[Ids],
-    keys: Sequence[int],
-    chance: Chance,
-    made: Made,
-) -> Wave:
-    """The same where the token loop is the model's own: a server, or more strings than fit."""
-    states = [StringState(law, c, k) for c, k in zip(contexts, keys, strict=True)]
-    passes = lm.advance(states, chance, None)
-    results = [made(s.ids, s.logps, s.logw, s.logq, s.finish) for s in states]
-    return Wave(results, [len(s.ids) for s in states], passes)
+    return Wave(record.results(made), record.lengths.tolist(), record.columns.steps)
 
 
 class _Record:
@@ -102,70 +91,59 @@ class _Record:
 
     def __init__(self, lm: LanguageModel, law: StringLaw, n: int) -> None:
         self.lm, self.law = lm, law
-        self.steps = 0
         self.lengths = np.full(n, law.max_tokens)
+        self.columns = Columns(n, law.max_tokens)
         self._ends = watched(lm, law.stop)
         self._place: Ints = np.arange(n)
-        self._tokens = np.empty((n, min(law.max_tokens, FIRST)), dtype=np.int64)
-        self._logps = np.empty(self._tokens.shape)
-        self._logw, self._logq = np.zeros(n), np.zeros(n)
         self._why = ["dead" if law.limit == "kill" else "length"] * n
 
     def take(self, drawn: Drawn) -> Ints | None:
         """Append a token to every row; returns the rows that go on (None: all)."""
-        law, at, step = self.law, self._place, self.steps
-        new, logp, logq = drawn
-        if law.target_is_proposal:
-            logp = logq
-        if step == self._tokens.shape[1]:
-            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)], axis=1)
-            self._logps = np.concatenate([self._logps, np.empty_like(self._logps)], axis=1)
-        self._tokens[at, step], self._logps[at, step] = new, logp
+        if self.law.target_is_proposal:
+            drawn = drawn._replace(logp=drawn.logq)
+        new, logp, _ = drawn
         dead: Bools = (new < 0) | (logp == NEG_INF)
-        with np.errstate(invalid="ignore"):  # of dead rows, whose weight is set at the end
-            self._logw[at] += law.power * logp - logq
-            self._logq[at] += logq
-        self.steps = step + 1
+        self.columns.append(self._place, drawn, self.law.power)
         asked = np.flatnonzero(self._ends[new] | dead)
         gone = [row for row in asked.tolist() if self._ended(row, int(new[row]), bool(dead[row]))]
-        if self.steps == law.max_tokens:
+        if self.columns.steps == self.law.max_tokens:
             return np.empty(0, dtype=np.int64)
         if not gone:
             return None
         left = np.delete(np.arange(len(new)), gone)
-        self._place = at[left]
+        self._place = self._place[left]
         return left
 
     def _ended(self, row: int, token: int, dead: bool) -> bool:
         """Whether the newest token of a row, which may end its string, does."""
-        i = int(self._place[row])
+        i, steps = int(self._place[row]), self.columns.steps
         if dead:
-            self._why[i], self.lengths[i] = "dead", self.steps - 1
+            self._why[i], self.lengths[i] = "dead", steps - 1
             return True
         if token in self.lm.eos_ids:
             self._why[i] = "eos"
         elif self.law.stop and completes_stop(
-            self.lm, self._tokens[i, : self.steps].tolist(), self.law.stop
+            self.lm, self.columns.tokens[i, :steps].tolist(), self.law.stop
         ):
             self._why[i] = "stop"
         else:
             return False
-        self.lengths[i] = self.steps
+        self.lengths[i] = steps
         return True
 
     def results(self, made: Made) -> list[Any]:
         """A draw of each string; short ones that are equal in all respects share theirs."""
-        why = self._why
+        why, columns = self._why, self.columns
         if "dead" in why:
-            self._logw[[i for i, reason in enumerate(why) if reason == "dead"]] = NEG_INF
+            columns.logw[[i for i, reason in enumerate(why) if reason == "dead"]] = NEG_INF
         width = int(self.lengths.max(initial=0))
-        rows: list[list[int]] = self._tokens[:, :width].tolist()
-        terms: list[list[float]] = self._logps[:, :width].tolist()
+        rows: list[list[int]] = columns.tokens[:, :width].tolist()
+        terms: list[list[float]] = columns.logps[:, :width].tolist()
         known: dict[Any, Any] = {}
         out = []
         key: Any
         for ids, logps, w, q, n, reason in zip(
-            rows, terms, self._logw.tolist(), self._logq.tolist(), self.lengths.tolist(), why,
+            rows, terms, columns.logw.tolist(), columns.logq.tolist(), self.lengths.tolist(), why,
             strict=True,
         ):  # fmt: skip
             if n == 1 == width:

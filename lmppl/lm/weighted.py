@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmppl.lm.base import LanguageModel, Rows, TokenLaw
-from lmppl.lm.generate import StringState, end_ids
+from lmppl.lm.base import LanguageModel, TokenLaw
+from lmppl.lm.generate import StringState, force_ends
 from lmppl.lm.table import token_law
 from lmppl.random import Chance, fold_array
 from lmppl.token_potentials.samplers import Exact, Picked, Sampler
@@ -30,17 +30,14 @@ def advance_weighted(
     while queue:
         many = len(queue)
         if lm.bounded:
-            left = [s.law.max_tokens - len(s.ids) for s in queue]
-            if limit is not None:
-                left = [min(n, limit) for n in left]
-            many = max(1, lm.fits([s.context + tuple(s.ids) for s in queue], left))
+            many = max(1, lm.fits([s.prefix for s in queue], [s.left(limit) for s in queue]))
         passes += _advance(lm, queue[:many], chance, limit)
         queue = queue[many:]
     return passes
 
 
 def _advance(lm: LanguageModel, live: list[StringState], chance: Chance, limit: int | None) -> int:
-    rows = lm.open([s.context + tuple(s.ids) for s in live])
+    rows = lm.open([s.prefix for s in live])
     passes = 0
     while True:
         keys = fold_array(
@@ -60,7 +57,7 @@ def _advance(lm: LanguageModel, live: list[StringState], chance: Chance, limit: 
             break
         rows.push(np.array([s.ids[-1] for s in live], dtype=np.int64))
         if full:
-            _force_ends(lm, rows, live)
+            force_ends(lm, rows, live)
             keep = [i for i, s in enumerate(live) if s.finish is None]
             if not keep or passes == limit:
                 break
@@ -89,12 +86,3 @@ def _draw(
                 s.kill()
             else:
                 s.extend(lm, token, float(logp[n, token]), picked.logq)
-
-
-def _force_ends(lm: LanguageModel, rows: Rows, live: Sequence[StringState]) -> None:
-    """limit="eos": give the strings that are full the mass of their ends."""
-    sets = [end_ids(lm, s.law.stop) if s.awaits_end else (0,) for s in live]
-    masses = rows.log_mass(sets, [s.law.target_temperature for s in live])
-    for s, mass in zip(live, masses.tolist(), strict=True):
-        if s.awaits_end:
-            s.finish_length(mass)

@@ -38,7 +38,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.random import Chance, fold
+from lmppl.random import Chance, draw, fold
 from lmppl.token_potentials.base import TokenState
 from lmppl.types import Floats, Key, Keys
 from lmppl.weights import NEG_INF, exp, log_sum_exp
@@ -124,10 +124,6 @@ class Exact:
         return out
 
 
-def _one(chance: Chance, key: Key, log_weights: Floats) -> int:
-    return int(chance.categorical(np.array([key], dtype=np.uint64), log_weights[None, :])[0])
-
-
 def _weight(state: TokenState, token: int) -> float:
     return float(state.log_next([token])[0])
 
@@ -183,7 +179,7 @@ class AWRS:
                 return self._looked(row, logq, state, key, chance, x, inverse - 1.0 / rest)
             if not (row > NEG_INF).any():
                 return NONE  # with x chosen, the rest holds x
-            v = _one(chance, fold(key, draws), row)
+            v = draw(chance, fold(key, draws), row)
             draws += 1
             g = known.get(v)
             if g is None:
@@ -218,7 +214,7 @@ class AWRS:
         if z == NEG_INF:
             return NONE
         if x < 0:
-            x = _one(chance, fold(key, LOOKED), inside)
+            x = draw(chance, fold(key, LOOKED), inside)
         return Picked(x, float(logq[x]) + float(np.log(exp(-z) + inverse)))
 
 
@@ -262,13 +258,13 @@ class TopK:
             ids = [v for v in best[i].tolist() if row[v] > NEG_INF]
             logs = [float(row[v]) for v in ids]
             if left > NEG_INF:
-                ids.append(_one(chance, fold(key, 0), others))
+                ids.append(draw(chance, fold(key, 0), others))
                 logs.append(left)
             weights = state.log_next(ids)
             total = np.array(logs) + weights
             mass = log_sum_exp(total)
             if mass > NEG_INF:
-                at = _one(chance, fold(key, 1), total - mass)
+                at = draw(chance, fold(key, 1), total - mass)
                 v = ids[at]
                 out.append(Picked(v, float(row[v]) + float(weights[at]) - mass))
             elif left == NEG_INF and warm is not None:  # truncation left nothing that is allowed

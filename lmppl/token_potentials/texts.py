@@ -13,11 +13,9 @@ the beginning of a stop is possible if it is possible without it.
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -25,6 +23,7 @@ from lmppl.constraints import KEEP_STATES, ConstraintState, compiled
 from lmppl.errors import ConstraintError
 from lmppl.grammars import Grammar, grammar_of
 from lmppl.lm.base import LanguageModel
+from lmppl.lm.once import OncePerModel
 from lmppl.token_potentials.base import TokenPotential, TokenState
 from lmppl.types import Floats
 from lmppl.weights import NEG_INF
@@ -118,17 +117,8 @@ class _Trie:
             self.tokens[node].append(v)
 
 
-_TRIES: WeakKeyDictionary[LanguageModel, _Trie] = WeakKeyDictionary()
-_LOCK = threading.Lock()
-
-
-def trie_of(lm: LanguageModel) -> _Trie:
-    """The trie of a model's tokens, made once."""
-    with _LOCK:
-        found = _TRIES.get(lm)
-        if found is None:
-            found = _TRIES[lm] = _Trie(lm)
-        return found
+trie_of = OncePerModel(_Trie)
+"""The trie of a model's tokens."""
 
 
 class _Texts:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import least
 
 from lmppl.inference import bffg
 
@@ -194,15 +195,7 @@ def strings(V: int, states: int, Q: int, N: int, repeats: int) -> None:
 
     gap = np.abs(dense() - guide.log_next(at)).max()
 
-    def best(fn: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            fn()
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    a, b = best(lambda: guide.log_next(at)), best(dense)
+    a, b = (least(fn, repeats, time.perf_counter) for fn in (lambda: guide.log_next(at), dense))
     print(f"classes of tokens, Q={Q}, N={N}, V={V:,}, H={states}: {a * 1e3:.1f} ms, dense sum "
           f"{b * 1e3:.1f} ms, {b / a:.1f}x (bound 2.5x); they differ by {gap:.1e}")  # fmt: skip
 

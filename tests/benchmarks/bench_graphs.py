@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from timing import least
 
 from lmppl import LM, plate, program, sample
 from lmppl.graphs import Node, graph, thought_graph
@@ -42,16 +43,6 @@ def random_edges(rng: np.random.Generator, n: int) -> list[tuple[str, ...]]:
 def nodes_of(edges: Sequence[tuple[str, ...]], fn: Callable[..., Any]) -> list[Node]:
     """Their nodes."""
     return [Node(f"n{j}", fn, parents) for j, parents in enumerate(edges)]
-
-
-def least(fn: Callable[[], Any], repeats: int = 3) -> float:
-    """The least processor time of some runs."""
-    times = []
-    for _ in range(repeats):
-        began = time.process_time()
-        fn()
-        times.append(time.process_time() - began)
-    return min(times)
 
 
 def overhead(nodes: int) -> None:

@@ -12,10 +12,11 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+from timing import least
 
 from lmppl.inference.planning import CPT, FactoredMDP, Reward
 from lmppl.inference.planning.dp import compiled
@@ -23,15 +24,7 @@ from lmppl.inference.planning.factors import factors_of
 from lmppl.inference.planning.rollout import arollout
 from lmppl.inference.planning.vbp import propagate
 
-
-def best(fn: Callable[[], Any], repeats: int = 5) -> float:
-    """The shortest of a few runs: what the work takes when nothing disturbs it."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        fn()
-        times.append(time.perf_counter() - began)
-    return min(times)
+WALL = time.perf_counter
 
 
 def network(n: int, seed: int = 0, k: int = 3, a: int = 10) -> FactoredMDP:
@@ -76,9 +69,9 @@ def dense(states: int, actions: int = 16, horizon: int = 40) -> None:
 
     ready(run(*given))
     ready(products(rows, vector))
-    ours = best(lambda: ready(run(*given)), 3)
-    theirs = best(lambda: ready(products(rows, vector)), 3)
-    plain = best(bare, 3)
+    ours = least(lambda: ready(run(*given)), 3, WALL)
+    theirs = least(lambda: ready(products(rows, vector)), 3, WALL)
+    plain = least(bare, 3, WALL)
     print(
         f"exact DP, {states:,} states, {actions} actions, {horizon} steps, dense float32: {ours:.3f} s"
     )
@@ -105,9 +98,10 @@ def sweeps() -> None:
     for n in (10, 20, 40, 80):
         problem, other = factors_of(network(n), 10), factors_of(network(n, 1), 10)
         propagate(problem, sweeps=1, inner=10)
-        seconds = best(lambda q=other: propagate(q, sweeps=10, inner=10, tolerance=1e-15)) / 10  # type: ignore[misc]
+        sweeps = partial(propagate, other, sweeps=10, inner=10, tolerance=1e-15)
+        seconds = least(sweeps, 5, WALL) / 10
         start = np.zeros((1, n), np.intp)
-        cheap = best(lambda q=other, s=start: arollout(q, s))  # type: ignore[misc]
+        cheap = least(partial(arollout, other, start), 5, WALL)
         print(f"{n:>4}{seconds * 1e3:>14.1f}{first_call(n):>26}{cheap * 1e3:>14.1f}", flush=True)
 
 

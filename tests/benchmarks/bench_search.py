@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from timing import least
 
 from lmppl import LM, program, sample
 from lmppl.inference import ABMCTS_A, ABMCTS_M, MCTS, AStar, Beam, Found, infer
@@ -47,16 +48,6 @@ def fresh(make: Callable[[], ResultTree], nodes: int, batch: int) -> ResultTree:
     return grow(make(), nodes, batch)
 
 
-def seconds(fn: Callable[[], Any], repeats: int = 3) -> float:
-    """The least processor time of some runs."""
-    times = []
-    for _ in range(repeats):
-        began = time.process_time()
-        fn()
-        times.append(time.process_time() - began)
-    return min(times)
-
-
 def megabytes(fn: Callable[[], Any]) -> float:
     """What a result keeps."""
     tracemalloc.start()
@@ -80,7 +71,7 @@ def bandits() -> None:
     for name, make, sizes in makers:
         for n in sizes:
             for batch in (1, 8):
-                took = seconds(partial(fresh, make, n, batch), 3 if n < 1000 else 1)
+                took = least(partial(fresh, make, n, batch), 3 if n < 1000 else 1)
                 tree = grow(make(), n, batch)
                 depth = max(tree.depth(i) for i in tree.nodes)
                 size = megabytes(partial(fresh, make, n, batch)) * 1e3 / n
@@ -109,7 +100,7 @@ def peer() -> None:
         for _ in range(n):
             state = algo.step(state, {"A": step}, inplace=True)
         theirs = time.process_time() - began
-        ours = seconds(partial(fresh, ABMCTS_A, n, 1), 1)
+        ours = least(partial(fresh, ABMCTS_A, n, 1), 1)
         print(
             f"{n} nodes: treequest in place {theirs:.3f} s, ours {ours:.3f} s, {theirs / ours:.1f}×"
         )
@@ -147,7 +138,7 @@ def against_nuts() -> None:
         np.array([r[owner == j].mean() for j in range(4)]),
         np.array([((r[owner == j] - r[owner == j].mean()) ** 2).sum() for j in range(4)]),
     )
-    grid = seconds(lambda: ScalePosterior(groups, Prior()), 20)
+    grid = least(lambda: ScalePosterior(groups, Prior()), 20)
     print(
         f"one fit: NUTS, 4 chains of 2,000: {nuts:.2f} s; grid {grid * 1e3:.2f} ms, {nuts / grid:.0f}×"
     )

@@ -21,7 +21,6 @@ from lmppl.inference import answers, base
 from lmppl.inference.particles import Particle
 from lmppl.inference.population import Jobs, Machine
 from lmppl.inference.smc import particle_filter, resampling
-from lmppl.jobs import Draw
 from lmppl.lm.generate import StringState
 from lmppl.random import Argmax, Chance, draw, fold
 from lmppl.trace import Trace
@@ -61,25 +60,14 @@ Weigh = Callable[[Any, float, float], tuple[float, float]]
 
 def _weigh(patch: Patch, change: Weigh) -> None:
     """Change (log p, log q) of every sample site before they are weighed."""
-    real, deliver = answers.Answers._weigh, answers.Answers.deliver
-    delivering = False
+    real = answers.Answers._weigh
 
     def weigh(self: Any, p: Any, s: Any, m: Any, value: Any, logp: float, logq: float) -> None:
-        if m.op == "sample" and not delivering:
+        if m.op == "sample":
             logp, logq = change((s, m, value), logp, logq)
         real(self, p, s, m, value, logp, logq)
 
-    def changed(self: Any, p: Any, s: Any, d: Draw) -> None:
-        nonlocal delivering
-        logp, logq = change((s, s.pending, d.value), d.logp, d.logq)
-        delivering = True  # what is delivered is weighed there and then
-        try:
-            deliver(self, p, s, d._replace(logp=logp, logq=logq))
-        finally:
-            delivering = False
-
     patch.setattr(answers.Answers, "_weigh", weigh)
-    patch.setattr(answers.Answers, "deliver", changed)
 
 
 @mutant(1)

@@ -21,7 +21,7 @@ from lmppl import LM, factor, program, sample
 from lmppl.enumerator import LawBroken
 from lmppl.inference import SMC, Enumerate, Forward, Importance, infer, tokens
 from lmppl.lm.table import TableLM
-from lmppl.random import Chance, fold
+from lmppl.random import Chance, draw, fold
 from lmppl.testing import assert_properly_weighted, outcomes
 from lmppl.token_potentials import (
     AWRS,
@@ -35,7 +35,7 @@ from lmppl.token_potentials import (
     TokenState,
     TopK,
 )
-from lmppl.token_potentials.samplers import _one, _weight
+from lmppl.token_potentials.samplers import _weight
 from lmppl.types import Floats, Key, Keys
 from lmppl.weights import NEG_INF
 
@@ -287,7 +287,7 @@ class OneAccepted(AWRS):
     def _one(self, logq: Floats, state: TokenState, key: Key, chance: Chance) -> Picked:
         row, rest, n = logq.copy(), 1.0, 0
         while (row > NEG_INF).any():
-            v = _one(chance, fold(key, n), row)
+            v = draw(chance, fold(key, n), row)
             if _weight(state, v) > NEG_INF:
                 return Picked(v, float(logq[v]) - math.log(rest))
             rest -= math.exp(logq[v])
@@ -333,12 +333,12 @@ class Unweighted(TopK):
         best = np.argsort(-logq[0])[: self.k].tolist()
         others = logq[0].copy()
         others[best] = NEG_INF
-        ids = [*best, _one(chance, fold(int(keys[0]), 0), others)]
+        ids = [*best, draw(chance, fold(int(keys[0]), 0), others)]
         total = logq[0][ids] + states[0].log_next(ids)
         if not (total > NEG_INF).any():
             return [Picked(-1, NEG_INF)]
         mass = float(np.logaddexp.reduce(total))
-        v = ids[_one(chance, fold(int(keys[0]), 1), total - mass)]
+        v = ids[draw(chance, fold(int(keys[0]), 1), total - mass)]
         return [Picked(v, float(logq[0, v]) - mass)]
 
 

@@ -28,6 +28,7 @@ from lmppl.lm.http.errors import (
     ServerError,
     ServerTimeout,
     ServerUnreachable,
+    refuse_error,
 )
 from lmppl.lm.http.retry import Breaker, Clock, Policy, again, pause
 from lmppl.lm.http.status import refusal
@@ -284,12 +285,7 @@ def parsed(raw: bytes) -> Any:
             value=repr(raw[:80].decode("utf-8", "replace")),
             fix="a proxy or another service answers at this address; correct host and port",
         ) from None
-    if isinstance(data, dict) and data.get("error"):
-        raise BadResponse(
-            "the response has status 200 and is an error",
-            value=repr(data["error"])[:200],
-            fix="look at the server's log",
-        )
+    refuse_error(data, "the response has status 200 and is an error")
     return data
 
 

@@ -92,3 +92,9 @@ class ServerDown(Suspended):
             why="each further request may be paid for and lost",
             fix="look at the server's log; once it answers again, run the same command with --resume",
         )
+
+
+def refuse_error(data: object, what: str) -> None:
+    """Raise `BadResponse` where an answer says of itself that it is an error."""
+    if isinstance(data, dict) and data.get("error"):
+        raise BadResponse(what, value=repr(data["error"])[:200], fix="look at the server's log")

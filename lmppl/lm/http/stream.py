@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from lmppl.lm.http.errors import BadResponse, ResponseCut, ResponseTooLarge
+from lmppl.lm.http.errors import ResponseCut, ResponseTooLarge, refuse_error
 
 Merge: TypeAlias = Callable[[Sequence[Any], bool], Any]
 """Makes one JSON value of the chunks; the flag says whether `[DONE]` came."""
@@ -56,12 +56,7 @@ class Stream:
                 value=repr(data[:80].decode("utf-8", "replace")),
                 fix="what had arrived is dropped",
             ) from None
-        if isinstance(chunk, dict) and chunk.get("error"):
-            raise BadResponse(
-                "the stream ends in an error",
-                value=repr(chunk["error"])[:200],
-                fix="look at the server's log",
-            )
+        refuse_error(chunk, "the stream ends in an error")
         self._chunks.append(chunk)
 
     def finish(self) -> Any:
