@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from lmppl.graphs.bird import LEVELS, Fitted, fit, instances
+from lmppl.graphs.bayes_nets.bird import LEVELS, Fitted, fit, instances
 
 NEEDS = ("jax", "numpyro", "pyro")
 
@@ -65,8 +65,8 @@ def learn(rider: Rider, labels: int) -> Fitted:
 
 def four_answers(fitted: Fitted, given: dict[str, str]) -> dict[str, float]:
     """P(bicycle | given) by four systems."""
-    from lmppl.graphs.numpyro_net import numpyro_marginals
-    from lmppl.graphs.pyro_net import pyro_marginals
+    from lmppl.graphs.bayes_nets.numpyro_net import numpyro_marginals
+    from lmppl.graphs.bayes_nets.pyro_net import pyro_marginals
     from lmppl.inference import Enumerate, infer
 
     net = fitted.network(("bicycle", "bus"))

@@ -31,8 +31,8 @@ from statistics import NormalDist
 
 from lmppl import Categorical, Reward, potentials, program, sample
 from lmppl.inference import DVTS, SMC, Beam, Forward, Greedy, Guide, ParticleGibbs, infer
-from lmppl.inference.compare import wilson
-from lmppl.inference.decisions import argmax, decide
+from lmppl.inference.questions.compare import wilson
+from lmppl.inference.results.decisions import argmax, decide
 from lmppl.potentials import Factor, Value
 from lmppl.random import fold, hash_text, uniform
 from lmppl.trace import Trace

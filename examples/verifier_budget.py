@@ -22,8 +22,8 @@ import math
 import tempfile
 from pathlib import Path
 
-from lmppl.comparing import SUMMARY, Comparison, compare
-from lmppl.inference.rundir import RESULTS
+from lmppl.commands.compare import SUMMARY, Comparison, compare
+from lmppl.inference.questions.rundir import RESULTS
 
 NEEDS = "smollm2"
 SLOW = True

@@ -5,11 +5,10 @@ finite program, `Enumerate` is exact.
 """
 
 from lmppl.inference.allocation.adaptive import infer_adaptive
-from lmppl.inference.base import Engine, ainfer, infer, infer_many, infer_stream
-from lmppl.inference.decisions import Decision, decide
+from lmppl.inference.base import Engine
+from lmppl.inference.calls import ainfer, infer, infer_many, infer_stream
 from lmppl.inference.elimination import Elimination
 from lmppl.inference.enumeration import Enumerate
-from lmppl.inference.estimates import Estimate, Interval, Marginal
 from lmppl.inference.forward import Forward, Greedy
 from lmppl.inference.guide import Guide
 from lmppl.inference.importance import Importance
@@ -18,8 +17,10 @@ from lmppl.inference.mcmc.particle_gibbs import ParticleGibbs
 from lmppl.inference.mcmc.pmmh import ParticleMarginalMH
 from lmppl.inference.mcmc.proposals import Block, SingleSite, Suffix
 from lmppl.inference.mcmc.tempering import ParallelTempering
-from lmppl.inference.posterior import Posterior
 from lmppl.inference.rejection import Rejection
+from lmppl.inference.results.decisions import Decision, decide
+from lmppl.inference.results.estimates import Estimate, Interval, Marginal
+from lmppl.inference.results.posterior import Posterior
 from lmppl.inference.search.abmcts import ABMCTS_A
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
 from lmppl.inference.search.beam import DVTS, Beam

@@ -11,7 +11,7 @@ from lmppl.lm.base import LanguageModel, require
 from lmppl.messengers import wrapped
 
 if TYPE_CHECKING:
-    from lmppl.inference.population import Machine
+    from lmppl.inference.machine.population import Machine
 
 
 def check_capabilities(engine: str, needs: Sequence[str], model: LanguageModel) -> None:

@@ -1,6 +1,6 @@
 """Exact inference for finite programs by message passing, at the cost of their treewidth.
 
-The program becomes tables (`lmppl.graphs.tables`), one per site over the values that it depends on;
+The program becomes tables (`lmppl.graphs.factors.program_tables`), one per site over the values that it depends on;
 summing variables out one after the other gives
 
     Z = Σ_x Π_sites table_site(x_scope)
@@ -29,15 +29,15 @@ import numpy as np
 
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument
-from lmppl.graphs.elimination import MOST_ENTRIES, CliqueTree, TooWide
-from lmppl.graphs.loopy import Loopy, guided_draw, propagate
-from lmppl.graphs.rescoring import run_effect
-from lmppl.graphs.scopes import RESULT, Program, identity
-from lmppl.graphs.tables import ABSENT, Tables, tables_from
+from lmppl.graphs.factors.elimination import MOST_ENTRIES, CliqueTree, TooWide
+from lmppl.graphs.factors.loopy import Loopy, guided_draw, propagate
+from lmppl.graphs.factors.program_tables import ABSENT, Tables, tables_from
+from lmppl.graphs.structure.rescoring import run_effect
+from lmppl.graphs.structure.scopes import RESULT, Program, identity
 from lmppl.inference.base import Engine, check_particles
-from lmppl.inference.estimates import Estimate, Marginal
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.estimates import Estimate, Marginal
+from lmppl.inference.results.posterior import Posterior
 from lmppl.messages import Message
 from lmppl.random import fold
 from lmppl.trace import Trace

@@ -19,9 +19,9 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import population_posterior
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.jobs import Draw
 from lmppl.random import fold
 from lmppl.strands import Strand

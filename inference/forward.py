@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lmppl.inference.base import Engine, check_particles
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import population_posterior
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.random import Argmax, Chance
 
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from lmppl.batches import run_now
 from lmppl.errors import BadArgument, LmpplError, excerpt
-from lmppl.inference.particles import Particle
+from lmppl.inference.machine.particles import Particle
 from lmppl.jobs import Batch, Effect, Env, Generate, Score
 from lmppl.ledger import Ledger
 from lmppl.lm.load import load
@@ -40,7 +40,7 @@ from lmppl.trace import Entry, Trace, entries
 from lmppl.weights import NEG_INF, check_log_weight
 
 if TYPE_CHECKING:
-    from lmppl.inference.population import Jobs, Machine
+    from lmppl.inference.machine.population import Jobs, Machine
 
 SEMIRINGS = ("sum", "max")
 SCALES = ("log", "prob", "real")

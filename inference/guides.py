@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.base import infer
+from lmppl.inference.calls import infer
 from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.guide import Guide
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.results.posterior import Posterior
 from lmppl.jobs import Env
 from lmppl.potentials import Value
 from lmppl.steps import steps_of

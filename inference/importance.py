@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lmppl.inference.base import Engine, check_particles
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import History, population_posterior
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import History, population_posterior
 from lmppl.weights import log_mean_exp
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from lmppl.errors import BadArgument, UnboundedWeight
 from lmppl.inference.base import Engine, check_particles
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import population_posterior
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.random import draw, fold
 from lmppl.weights import NEG_INF, exp
 

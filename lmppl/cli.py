@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from lmppl import __version__
-from lmppl.command_options import debug_option, models_option, program_argument
+from lmppl.commands.options import debug_option, models_option, program_argument
+from lmppl.commands.serve_command import serve
 from lmppl.errors import Deadlock, LmpplError, Suspended
-from lmppl.serve_command import serve
 
 if TYPE_CHECKING:
-    from lmppl.runner import Outcome
+    from lmppl.commands.run import Outcome
 
 OK, FAILED, USAGE, DEFECT, SUSPENDED, INTERRUPTED = 0, 1, 2, 70, 75, 130
 
@@ -61,7 +61,7 @@ class Roof(click.Group):
 
 def report(error: Exception, debug: bool) -> int:
     """Print an error and return its exit code."""
-    from lmppl.console import clean
+    from lmppl.commands.console import clean
 
     if debug and not isinstance(error, click.exceptions.Exit):
         traceback.print_exception(error)
@@ -170,7 +170,7 @@ def run(**options: Any) -> int:  # fmt: skip
     question are arguments of the program, but `id`, which names it, and `answer`, which is what
     should come out. Ctrl-C keeps every finished question; --resume goes on.
     """
-    from lmppl import runner
+    from lmppl.commands import run as runner
 
     if options["resume"] and options["fork"]:
         raise click.UsageError(
@@ -241,7 +241,7 @@ def compare(**options: Any) -> int:  # fmt: skip
     questions; writes results, a report, and a plot of tokens against accuracy. Ctrl-C keeps every
     finished question; --resume goes on.
     """
-    from lmppl import comparing
+    from lmppl.commands import compare as comparing
 
     if options["resume"] and options["fork"]:
         raise click.UsageError(
@@ -256,7 +256,7 @@ def compare(**options: Any) -> int:  # fmt: skip
 @debug_option
 def show(run_dir: str, as_json: bool) -> int:
     """Show the summary of a run again, and write its report again."""
-    from lmppl import runner
+    from lmppl.commands import run as runner
 
     outcome = runner.read_run(run_dir)
     _show(outcome, run_dir, as_json)
@@ -274,14 +274,14 @@ def view(path: str, host: str, port: int, opened: bool) -> int:
 
     Reads alone, on a loopback address; pages of other sites are refused.
     """
-    from lmppl import viewing
+    from lmppl.commands import view as viewing
 
     return viewing.view(path, host=host, port=port, opened=opened)
 
 
 def _show(outcome: Outcome, title: str, as_json: bool) -> int:
     """Write the report of a run, unless it was interrupted, and show its summary."""
-    from lmppl import runner
+    from lmppl.commands import run as runner
 
     if not outcome.interrupted:
         runner.write_report(outcome, f"lmppl run {title}")
@@ -297,9 +297,9 @@ def _show(outcome: Outcome, title: str, as_json: bool) -> int:
 @debug_option
 def check(program: str, data: str | None, models: tuple[str, ...], seed: int) -> int:
     """Look for what would break a program under an engine: clocks, files, global randomness."""
-    from lmppl import loading
     from lmppl.checking import check as look
-    from lmppl.console import clean
+    from lmppl.commands import loading
+    from lmppl.commands.console import clean
     from lmppl.data import fits, read_questions
 
     sources = loading.parse_models(models)
@@ -324,7 +324,7 @@ def check(program: str, data: str | None, models: tuple[str, ...], seed: int) ->
 @debug_option
 def models(as_json: bool) -> int:
     """The language models that have a name, and whether they are on this machine."""
-    from lmppl.console import show_table
+    from lmppl.commands.console import show_table
     from lmppl.lm.load import available
 
     found = available()
@@ -355,7 +355,7 @@ def models(as_json: bool) -> int:
 @debug_option
 def demo(out: str, seconds: float, seed: int, model: str, as_json: bool) -> int:  # fmt: skip
     """Three programs, three engines, one small language model, 45 questions: what comes out."""
-    from lmppl.demo import demo as show_all
+    from lmppl.commands.demo import demo as show_all
 
     return show_all(out, seconds=seconds, seed=seed, model=model, as_json=as_json)
 

@@ -26,7 +26,7 @@ class Message:
     kwargs: dict[str, Any] | None = None
     options: Any = None
     grow: Any = None
-    """Of a plate whose branches start one another: its `lmppl.graphs.growth.Growth`."""
+    """Of a plate whose branches start one another: its `lmppl.graphs.thoughts.growth.Growth`."""
     done = False
     stop = False
     blocked_by: Any = None

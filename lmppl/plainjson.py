@@ -44,7 +44,7 @@ def decode_float(value: Any) -> float:
 
 
 def readable(value: Any) -> Any:
-    """A value as plain JSON for people and other tools; `lmppl.inference.files` keeps it exactly.
+    """A value as plain JSON for people and other tools; `lmppl.inference.results.files` keeps it exactly.
 
     Tuples and sets become lists, keys strings, what JSON cannot hold its `repr`.
 

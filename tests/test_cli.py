@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lmppl.cli import cli
-from lmppl.console import Progress, clean, show_table
+from lmppl.commands.console import Progress, clean, show_table
 
 TABLE = {"tokens": ["a", "b", "c", "\n"], "table": {"": [0.4, 0.3, 0.2, 0.1]}}
 PROGRAM = """
@@ -226,7 +226,7 @@ def test_help_needs_nothing_heavy() -> None:
     )
     loaded = set(done.stdout.split())
     assert "lmppl.cli" in loaded
-    assert not loaded & {"torch", "rich", "pydantic", "lmppl.inference", "lmppl.runner"}
+    assert not loaded & {"torch", "rich", "pydantic", "lmppl.inference", "lmppl.commands.run"}
 
 
 # -- what it says to mistakes -------------------------------------------------------------------
@@ -387,7 +387,7 @@ def test_a_defect_is_told_as_one(invoke: Invoke, monkeypatch: pytest.MonkeyPatch
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("inner")
 
-    monkeypatch.setattr("lmppl.runner.run_tasks", broken)
+    monkeypatch.setattr("lmppl.commands.run.run_tasks", broken)
     done = invoke(*RUN)
     assert done.exit_code == 70
     assert done.stderr == (
@@ -398,7 +398,7 @@ def test_a_defect_is_told_as_one(invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_full_disk_can_be_resumed(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmppl.inference.rundir import OutOfSpace, RunDirectory
+    from lmppl.inference.questions.rundir import OutOfSpace, RunDirectory
 
     invoke(*RUN[:-1], "whole")
     append = RunDirectory.append

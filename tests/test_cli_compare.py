@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lmppl.cli import cli
-from lmppl.inference.budget import Budget, fit_size, parse_budgets, size_of, split_engines
-from lmppl.inference.pareto import holm
+from lmppl.inference.questions.budget import Budget, fit_size, parse_budgets, size_of, split_engines
+from lmppl.inference.questions.pareto import holm
 from lmppl.inference.specs import Spec, parse_engine
 
 TABLE = {"tokens": ["a", "b", "c", "\n"], "table": {"": [0.4, 0.3, 0.2, 0.1]}}
@@ -254,7 +254,7 @@ def test_an_interrupt_while_sizes_are_chosen_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lmppl.comparing.fit_size", stop)
+        patch.setattr("lmppl.commands.compare.fit_size", stop)
         done = invoke(*COMPARE, "--engines", "smc", "--budget", "tokens=8")
     assert done.exit_code == 130
     assert done.stderr.splitlines()[-1] == "interrupted"

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from lmppl import LM, program, sample
 from lmppl.cli import cli
-from lmppl.demo import PROGRAMS, SMC
+from lmppl.commands.demo import PROGRAMS, SMC
 
 TABLE = {"tokens": ["a", "b", "c", "\n"], "table": {"": [0.4, 0.3, 0.2, 0.1]}}
 PROGRAM = """
@@ -43,7 +43,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
         rows = [{"id": f"{name}-{i}", "wanted": "abc"[i % 3], "answer": "a"} for i in range(8)]
         (examples / "data" / data).write_text("".join(json.dumps(r) + "\n" for r in rows))
     Path("toy.json").write_text(json.dumps(TABLE))
-    monkeypatch.setattr("lmppl.demo.find_examples", lambda: examples)
+    monkeypatch.setattr("lmppl.commands.demo.find_examples", lambda: examples)
 
     def run(*args: str) -> Result:
         return CliRunner().invoke(
@@ -134,7 +134,7 @@ def test_the_time_is_up(demo: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
             self.now += 10.0
             return self.now
 
-    monkeypatch.setattr("lmppl.demo.time", Slow())
+    monkeypatch.setattr("lmppl.commands.demo.time", Slow())
     done = demo("--seconds", "60")
     assert done.exit_code == 0
     assert "The time was up before all questions were asked; give more by --seconds." in done.stdout
@@ -148,7 +148,7 @@ def test_the_time_is_up(demo: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lmppl.demo.__file__", str(tmp_path / "lib" / "lmppl" / "demo.py"))
+    monkeypatch.setattr("lmppl.commands.demo.__file__", str(tmp_path / "lib" / "lmppl" / "demo.py"))
     done = CliRunner().invoke(cli, ["demo", "--out", "out"])
     assert done.exit_code == 2
     assert done.stderr.startswith(
@@ -160,12 +160,12 @@ def test_without_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_no_batch_is_begun_after_the_end(tmp_path: Path) -> None:
     """A task that takes too long is cut off: what is finished stays, nothing else runs."""
+    from lmppl.commands.run import answer
     from lmppl.data import Question
-    from lmppl.inference.rundir import RunDirectory
-    from lmppl.inference.runs import Task
+    from lmppl.inference.questions.rundir import RunDirectory
+    from lmppl.inference.questions.runs import Task
     from lmppl.inference.specs import parse_engine
     from lmppl.lm.table import TableLM
-    from lmppl.runner import answer
 
     lm = TableLM(TABLE["tokens"], {(): TABLE["table"][""]})  # type: ignore[index,arg-type]
 

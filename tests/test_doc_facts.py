@@ -43,9 +43,9 @@ BENEATH = {
     "lmppl.inference.learning.torch_train": ["TrainableLM", "Training"],
     "lmppl.inference.view.page": ["report_page"],
     "lmppl.inference.view.landscape": ["Landscape", "by_model", "landscape"],
-    "lmppl.inference.posterior": ["History", "population_posterior"],
-    "lmppl.inference.population": ["Machine"],
-    "lmppl.inference.particles": ["Particle"],
+    "lmppl.inference.results.posterior": ["History", "population_posterior"],
+    "lmppl.inference.machine.population": ["Machine"],
+    "lmppl.inference.machine.particles": ["Particle"],
     "lmppl.inference.smc.resampling": ["systematic", "stratified", "residual", "multinomial"],
 }
 """What one needs to extend the package, by the file it is in."""

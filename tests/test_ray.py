@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from lmppl.commands.loading import load_program
+from lmppl.commands.ray_runner import Crew, _of_tier
 from lmppl.errors import LmpplError
-from lmppl.inference.rundir import read_results
-from lmppl.loading import load_program
-from lmppl.ray_runner import Crew, _of_tier
+from lmppl.inference.questions.rundir import read_results
 
 PROGRAM = '''
 import os

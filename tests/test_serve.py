@@ -20,13 +20,13 @@ httpx2 = pytest.importorskip("httpx2")
 uvicorn = pytest.importorskip("uvicorn")
 
 from lmppl import LM, Categorical, factor, observe, program, sample  # noqa: E402
+from lmppl.commands.serve import Service, Settings, accepted_hosts  # noqa: E402
+from lmppl.commands.serve_command import serve  # noqa: E402
 from lmppl.errors import BadArgument  # noqa: E402
 from lmppl.inference import SMC, Engine, Enumerate, infer  # noqa: E402
-from lmppl.inference.arrivals import Arrivals  # noqa: E402
+from lmppl.inference.questions.arrivals import Arrivals  # noqa: E402
 from lmppl.lm.base import LanguageModel  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
-from lmppl.serve import Service, Settings, accepted_hosts  # noqa: E402
-from lmppl.serve_command import serve  # noqa: E402
 
 NO_KEY = {"LMPPL_SERVE_KEY": ""}
 TOY = TableLM.random(["a", "b", "?", ".", "<eos>"], seed=4, name="toy")

@@ -30,10 +30,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from lmppl.errors import BadArgument
-from lmppl.graphs.budget import Budget
-from lmppl.graphs.graph import graph
 from lmppl.graphs.methods.proposals import Task
-from lmppl.graphs.node import Failed, Node, Spawn
+from lmppl.graphs.thoughts.budget import Budget
+from lmppl.graphs.thoughts.graph import graph
+from lmppl.graphs.thoughts.node import Failed, Node, Spawn
 
 Known = Sequence[tuple[Any, Any]]
 """(task, answer) pairs."""

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from lmppl.graphs.graph import graph
 from lmppl.graphs.methods.operations import check_count
-from lmppl.graphs.node import Node, Spawn
+from lmppl.graphs.thoughts.graph import graph
+from lmppl.graphs.thoughts.node import Node, Spawn
 
 
 class Line(NamedTuple):

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 from lmppl.errors import BadArgument
-from lmppl.graphs.graph import graph
 from lmppl.graphs.methods.operations import check_count
-from lmppl.graphs.node import Node
+from lmppl.graphs.thoughts.graph import graph
+from lmppl.graphs.thoughts.node import Node
 
 Agent = Callable[[Any, int, tuple[Any, ...]], Any]
 """agent(question, who, the answers of the last round) -> an answer."""

@@ -18,9 +18,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument
-from lmppl.graphs.graph import graph
 from lmppl.graphs.methods.operations import check_count
-from lmppl.graphs.node import Failed, Node, Spawn, first
+from lmppl.graphs.thoughts.graph import graph
+from lmppl.graphs.thoughts.node import Failed, Node, Spawn, first
 
 
 class Card(NamedTuple):

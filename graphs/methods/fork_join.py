@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from lmppl.graphs.graph import graph
-from lmppl.graphs.node import Node
+from lmppl.graphs.thoughts.graph import graph
+from lmppl.graphs.thoughts.node import Node
 
 
 def fork_join(

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from lmppl.errors import BadArgument
-from lmppl.graphs.graph import graph
-from lmppl.graphs.node import Node
+from lmppl.graphs.thoughts.graph import graph
+from lmppl.graphs.thoughts.node import Node
 
 
 def map_reduce(

@@ -29,8 +29,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument
-from lmppl.graphs.graph import Thoughts, graph
-from lmppl.graphs.node import Node
+from lmppl.graphs.thoughts.graph import Thoughts, graph
+from lmppl.graphs.thoughts.node import Node
 from lmppl.primitives import factor, plate
 
 State = Any

@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument, GraphError
-from lmppl.graphs.graph import graph
 from lmppl.graphs.methods.operations import check_count
 from lmppl.graphs.methods.tools import use
-from lmppl.graphs.node import Node, NodeFailed, Spawn
+from lmppl.graphs.thoughts.graph import graph
+from lmppl.graphs.thoughts.node import Node, NodeFailed, Spawn
 
 
 class Call(NamedTuple):

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from lmppl.graphs.node import Failed, NodeFailed
+from lmppl.graphs.thoughts.node import Failed, NodeFailed
 
 LONGEST = 2000
 """Characters of a task."""

@@ -18,11 +18,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lmppl.errors import GraphError
-from lmppl.graphs.budget import Budget
-from lmppl.graphs.checks import check_given
-from lmppl.graphs.graph import Thoughts, graph
 from lmppl.graphs.methods.proposals import Task
-from lmppl.graphs.node import Failed, Node, Spawn
+from lmppl.graphs.thoughts.budget import Budget
+from lmppl.graphs.thoughts.checks import check_given
+from lmppl.graphs.thoughts.graph import Thoughts, graph
+from lmppl.graphs.thoughts.node import Failed, Node, Spawn
 
 
 class Step(NamedTuple):

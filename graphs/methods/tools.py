@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lmppl.graphs.node import NodeFailed
+from lmppl.graphs.thoughts.node import NodeFailed
 from lmppl.primitives import effect
 
 

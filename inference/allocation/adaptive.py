@@ -25,15 +25,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmppl.errors import BadArgument, excerpt
-from lmppl.inference.base import Engine, infer_many
+from lmppl.inference.base import Engine
+from lmppl.inference.calls import infer_many
 from lmppl.inference.forward import Forward
-from lmppl.inference.pooling import pool
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.results.pooling import pool
+from lmppl.inference.results.posterior import Posterior
+from lmppl.inference.results.tally import Key, Same
 from lmppl.inference.stopping.criteria import BetaMajority, Budget
 from lmppl.inference.stopping.rules import Rule, State
 from lmppl.inference.stopping.sequential import LIMIT, SPENT, Pooled, Stopped
 from lmppl.inference.stopping.signals import Prices, Readings, majority_probability, money
-from lmppl.inference.tally import Key, Same
 from lmppl.ledger import Ledger
 
 

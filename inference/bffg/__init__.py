@@ -10,34 +10,44 @@ The package is about JAX, and is imported on demand: `from lmppl.inference impor
 from typing import Any
 
 from lmppl.inference.bffg.backward import BackwardFilter, backward, refine
-from lmppl.inference.bffg.diffusions import Steps, euler, euler_steps, linear_sde, time_grid
 from lmppl.inference.bffg.explain import explain, is_exact
-from lmppl.inference.bffg.finite import Finite, FiniteLeaf, Sparse
-from lmppl.inference.bffg.forward import draw_noise, forward, guided_path, log_weight, path_score
-from lmppl.inference.bffg.from_program import Converted, from_program
-from lmppl.inference.bffg.gamma_process import GammaProcess, GammaRate, GammaStep, PinnedLeaf
-from lmppl.inference.bffg.gaussian import (
+from lmppl.inference.bffg.families.diffusions import (
+    Steps,
+    euler,
+    euler_steps,
+    linear_sde,
+    time_grid,
+)
+from lmppl.inference.bffg.families.finite import Finite, FiniteLeaf, Sparse
+from lmppl.inference.bffg.families.gamma_process import (
+    GammaProcess,
+    GammaRate,
+    GammaStep,
+    PinnedLeaf,
+)
+from lmppl.inference.bffg.families.gaussian import (
     GaussianLeaf,
     LinearGaussian,
     NonlinearGaussian,
     NonlinearLeaf,
 )
-from lmppl.inference.bffg.interacting import (
+from lmppl.inference.bffg.families.interacting import (
     Independent,
     Interacting,
     ParticleLeaf,
     sir_law,
     sir_profile,
 )
+from lmppl.inference.bffg.families.poisson_process import PoissonLeaf, PoissonProcess, PoissonStep
+from lmppl.inference.bffg.forward import draw_noise, forward, guided_path, log_weight, path_score
+from lmppl.inference.bffg.from_program import Converted, from_program
 from lmppl.inference.bffg.kernels import Guessed, Kernel, Surrogate, guided, surrogate
 from lmppl.inference.bffg.messages import Factors, Gamma, Gaussian, Message, Table
 from lmppl.inference.bffg.model import Model, Point, chain, dag, tree
 from lmppl.inference.bffg.particle_filter import conditional_filter, particle_gibbs
 from lmppl.inference.bffg.pcn import PCN, PMMH, pcn
-from lmppl.inference.bffg.poisson_process import PoissonLeaf, PoissonProcess, PoissonStep
 from lmppl.inference.bffg.result import Guided, pareto_k
-from lmppl.inference.bffg.string_guide import string_guide
-from lmppl.inference.bffg.strings import (
+from lmppl.inference.bffg.strings.automaton import (
     DFA,
     HMM,
     HMMAutomaton,
@@ -45,6 +55,7 @@ from lmppl.inference.bffg.strings import (
     fit_hmm,
     guided_strings,
 )
+from lmppl.inference.bffg.strings.guide import string_guide
 from lmppl.inference.bffg.unguided import simulate, unguided
 
 

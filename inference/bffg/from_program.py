@@ -23,8 +23,8 @@ import numpy as np
 
 from lmppl.distributions import Distribution
 from lmppl.errors import BadArgument, LmpplError
-from lmppl.inference.bffg.finite import Finite, FiniteLeaf
-from lmppl.inference.bffg.gaussian import (
+from lmppl.inference.bffg.families.finite import Finite, FiniteLeaf
+from lmppl.inference.bffg.families.gaussian import (
     GaussianLeaf,
     LinearGaussian,
     NonlinearGaussian,

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument, excerpt
 from lmppl.handlers import condition
-from lmppl.inference.base import Engine, as_engine, infer_many
+from lmppl.inference.base import Engine
+from lmppl.inference.calls import as_engine, infer_many
 from lmppl.inference.learning.texts import Examples, arguments
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.results.posterior import Posterior
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.load import as_models
 from lmppl.random import fold

@@ -39,7 +39,7 @@ from lmppl.inference.learning.texts import (
     distinct,
     recorded,
 )
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.results.posterior import Posterior
 from lmppl.plainjson import dump, readable
 
 Sites = Sequence[str] | Callable[[str], bool] | None

@@ -25,7 +25,7 @@ from lmppl.inference.base import Engine
 from lmppl.inference.importance import Importance
 from lmppl.inference.learning.em import Fit, MStep, em, refit
 from lmppl.inference.learning.texts import arguments
-from lmppl.inference.runs import agrees
+from lmppl.inference.questions.runs import agrees
 from lmppl.messages import Message
 from lmppl.mixture import Mixture
 from lmppl.primitives import factor

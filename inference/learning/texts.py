@@ -16,7 +16,7 @@ from lmppl.context import local
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, NoLanguageModel, excerpt
 from lmppl.handlers import Handler
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.results.posterior import Posterior
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.endings import Ending, canonical_endings, own_endings
 from lmppl.lm.generate import StringLaw

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.population import Machine
-from lmppl.inference.posterior import History, Posterior
+from lmppl.inference.machine.population import Machine
+from lmppl.inference.results.posterior import History, Posterior
 from lmppl.trace import Trace
 from lmppl.types import Floats
 

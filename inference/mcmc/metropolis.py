@@ -16,12 +16,12 @@ from typing import Any
 
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.machine.paths import forced, script_of
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.mcmc.chain import chain_posterior, check_count
 from lmppl.inference.mcmc.proposals import SingleSite
 from lmppl.inference.mcmc.trace_mh import Barriers, Proposal
-from lmppl.inference.paths import forced, script_of
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import population_posterior
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, sweep
 from lmppl.inference.smc.particle_filter import SMC
 from lmppl.random import draw, fold

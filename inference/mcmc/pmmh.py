@@ -27,14 +27,14 @@ import numpy as np
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.paths import Given, root, sampled, script_of
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.machine.together import together
 from lmppl.inference.mcmc.chain import accepts, chain_posterior, check_count
-from lmppl.inference.particles import Particle
-from lmppl.inference.paths import Given, root, sampled, script_of
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import population_posterior
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, sweep
 from lmppl.inference.smc.particle_filter import SMC, tokens
-from lmppl.inference.together import together
 from lmppl.random import draw, fold
 from lmppl.trace import Trace
 from lmppl.types import Key

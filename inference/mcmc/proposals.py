@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument
+from lmppl.inference.machine.paths import Given, Node, history, sampled, script_of
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.mcmc.chain import check_count
 from lmppl.inference.mcmc.trace_mh import Barriers, Move, Plan, Proposal, drawn
-from lmppl.inference.paths import Given, Node, history, sampled, script_of
-from lmppl.inference.population import Jobs, Machine
 from lmppl.random import draw, fold
 from lmppl.trace import Entry, Trace
 from lmppl.types import Key

@@ -23,11 +23,11 @@ from typing import Any
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
+from lmppl.inference.machine.paths import Node, forced
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.mcmc.chain import accepts, chain_posterior, check_count
 from lmppl.inference.mcmc.particle_gibbs import chosen
-from lmppl.inference.paths import Node, forced
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import population_posterior
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, filter_of, sweep
 from lmppl.inference.smc.particle_filter import SMC, tokens
 from lmppl.random import fold

@@ -32,11 +32,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.answers import Stop
 from lmppl.inference.guide import AnyGuide, Guide
-from lmppl.inference.mcmc.chain import accepts
-from lmppl.inference.particles import Particle
-from lmppl.inference.paths import (
+from lmppl.inference.machine.answers import Stop
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.paths import (
     Given,
     Node,
     Script,
@@ -47,8 +46,9 @@ from lmppl.inference.paths import (
     sampled,
     script_of,
 )
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.together import together
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.machine.together import together
+from lmppl.inference.mcmc.chain import accepts
 from lmppl.random import fold
 from lmppl.trace import Entry
 from lmppl.types import Ints, Key

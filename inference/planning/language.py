@@ -28,7 +28,7 @@ import numpy.typing as npt
 from lmppl.batches import run_lm_jobs
 from lmppl.choice import Choice
 from lmppl.errors import BadArgument, excerpt
-from lmppl.inference.base import infer
+from lmppl.inference.calls import infer
 from lmppl.inference.forward import Forward
 from lmppl.inference.planning.mdp import CPT, TabularMDP
 from lmppl.inference.planning.tables import Array, labels

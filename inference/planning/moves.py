@@ -26,7 +26,7 @@ from lmppl.distributions import Categorical
 from lmppl.errors import BadArgument
 from lmppl.inference.planning.mdp import TabularMDP
 from lmppl.inference.planning.planner import Plan, plan
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.results.posterior import Posterior
 from lmppl.roles import Utility
 from lmppl.trace import Trace
 

@@ -30,10 +30,10 @@ import numpy as np
 
 from lmppl.errors import BadArgument, BadProgram, LmpplWarning
 from lmppl.inference.base import Engine
-from lmppl.inference.particles import Particle
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.planning.kinds import KINDS
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import Posterior, population_posterior
+from lmppl.inference.results.posterior import Posterior, population_posterior
 from lmppl.jobs import Draw
 from lmppl.random import fold
 from lmppl.roles import ALL, Controlled, Utility

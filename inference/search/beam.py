@@ -27,7 +27,7 @@ import numpy as np
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
-from lmppl.inference.population import Jobs, Machine
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, of_nodes
 from lmppl.inference.search.nodes import Node, Request, check_positive, check_search
 from lmppl.inference.search.token_beam import token_beam

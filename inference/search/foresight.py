@@ -25,8 +25,8 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Jobs, Machine
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.cluster import shares
 from lmppl.inference.search.found import LAW, found
 from lmppl.inference.search.nodes import Node, Request, check_positive

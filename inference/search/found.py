@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Machine
-from lmppl.inference.posterior import Posterior, population_posterior
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Machine
+from lmppl.inference.results.posterior import Posterior, population_posterior
 from lmppl.inference.search.nodes import Node, same_value
 from lmppl.trace import Trace
 from lmppl.types import Floats

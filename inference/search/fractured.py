@@ -20,8 +20,8 @@ from typing import Any
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import run_steps
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Jobs, Machine
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import found
 from lmppl.inference.search.nodes import WAITING, check_positive, waiting
 from lmppl.jobs import Draw

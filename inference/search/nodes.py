@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument, excerpt
 from lmppl.inference.guide import Guide
-from lmppl.inference.particles import Particle
+from lmppl.inference.machine.particles import Particle
 from lmppl.strands import Strand
 from lmppl.strings import StringDistribution
 from lmppl.text import Text

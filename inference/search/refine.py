@@ -27,8 +27,8 @@ from typing import Any
 from lmppl.errors import BadArgument, excerpt
 from lmppl.inference.base import Engine
 from lmppl.inference.checks import check_call
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Jobs, Machine
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.abmcts import ABMCTS_A
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
 from lmppl.inference.search.allocator import Trial

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmppl.inference.guide import Guide
-from lmppl.inference.particles import Particle
-from lmppl.inference.paths import log_gamma
-from lmppl.inference.population import Jobs, Machine
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.paths import log_gamma
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import found
 from lmppl.inference.search.nodes import same_value
 from lmppl.random import draw, fold

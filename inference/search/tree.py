@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from lmppl.distributions import Distribution, after, score_or_zero
 from lmppl.errors import NotFinite
 from lmppl.inference.guide import AnyGuide, Guide, run_steps
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Machine
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Machine
 from lmppl.inference.search.nodes import WAITING, Node, Request, distinct, waiting
 from lmppl.jobs import Draw, Env, Job
 from lmppl.lm.load import as_models

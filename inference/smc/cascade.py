@@ -24,13 +24,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.answers import Stop
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.guide import AnyGuide, Guide
-from lmppl.inference.particles import Particle
-from lmppl.inference.paths import drawing
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import History, population_posterior
+from lmppl.inference.machine.answers import Stop
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.paths import drawing
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import History, population_posterior
 from lmppl.inference.smc.particle_filter import SMC, tokens
 from lmppl.random import draw, fold
 from lmppl.weights import NEG_INF, log_add, log_sum_exp

@@ -39,12 +39,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.answers import Stop
 from lmppl.inference.guide import Guide
-from lmppl.inference.particles import Particle
-from lmppl.inference.paths import Given, Node, grown, history, root, sampled, script_of
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import History
+from lmppl.inference.machine.answers import Stop
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.paths import Given, Node, grown, history, root, sampled, script_of
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import History
 from lmppl.inference.smc.particle_filter import SMC, tokens
 from lmppl.random import Chance, draw, fold
 from lmppl.types import Floats, Ints, Key

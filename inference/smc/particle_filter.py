@@ -29,12 +29,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.answers import Stop
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.guide import AnyGuide, Guide, partial_trace
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import History, population_posterior
+from lmppl.inference.machine.answers import Stop
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import History, population_posterior
 from lmppl.inference.smc.resampling import Scheme, scheme
 from lmppl.inference.smc.temper import Temper
 from lmppl.jobs import Generate

@@ -25,9 +25,9 @@ import numpy as np
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.guide import AnyGuide, Guide
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import population_posterior
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.random import Chance, fold
 from lmppl.types import Floats, Key
 from lmppl.weights import NEG_INF, log_sum_exp, normalize

@@ -26,14 +26,14 @@ from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.checks import check_call
 from lmppl.inference.forward import Forward
-from lmppl.inference.pooling import pool
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import Posterior
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.pooling import pool
+from lmppl.inference.results.posterior import Posterior
+from lmppl.inference.results.tally import Key, Same
 from lmppl.inference.stopping.criteria import Secretary
 from lmppl.inference.stopping.rules import Rule
 from lmppl.inference.stopping.sequential import LIMIT, Pooled, Stopped
 from lmppl.inference.stopping.signals import Readings
-from lmppl.inference.tally import Key, Same
 from lmppl.ledger import Ledger
 from lmppl.random import fold
 from lmppl.strands import Launch

@@ -29,13 +29,13 @@ from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.forward import Forward
 from lmppl.inference.importance import Importance
-from lmppl.inference.pooling import pool
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import Posterior, diagnose
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.pooling import pool
+from lmppl.inference.results.posterior import Posterior, diagnose
+from lmppl.inference.results.tally import Key, Same
 from lmppl.inference.stopping.criteria import BetaMajority
 from lmppl.inference.stopping.rules import Rule, Threshold
 from lmppl.inference.stopping.signals import Prices, Readings
-from lmppl.inference.tally import Key, Same
 from lmppl.ledger import Ledger
 from lmppl.random import fold
 

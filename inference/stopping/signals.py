@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lmppl.errors import BadArgument
-from lmppl.inference.posterior import Posterior
-from lmppl.inference.tally import Key, Same, Tally, tally
+from lmppl.inference.results.posterior import Posterior
+from lmppl.inference.results.tally import Key, Same, Tally, tally
 from lmppl.ledger import Ledger
 
 Prices = Mapping[str, tuple[float, float]]

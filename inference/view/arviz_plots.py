@@ -15,10 +15,10 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.html import text
-from lmppl.inference.export import to_arviz
+from lmppl.inference.results.export import to_arviz
 
 if TYPE_CHECKING:
-    from lmppl.inference.posterior import Posterior
+    from lmppl.inference.results.posterior import Posterior
 
 MOST = 8
 """Variables that are shown."""

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import excerpt
-from lmppl.graphs.record import is_recorded
+from lmppl.graphs.thoughts.record import is_recorded
 from lmppl.trace import Entry, Trace
 from lmppl.types import Floats
 

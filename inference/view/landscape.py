@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.summary import answers, hashable
+from lmppl.inference.results.summary import answers, hashable
 from lmppl.inference.view.forest import Forest
 from lmppl.inference.view.tsne import tsne
 from lmppl.lm.load import as_models
@@ -41,7 +41,7 @@ from lmppl.trace import Trace
 from lmppl.types import Floats
 
 if TYPE_CHECKING:
-    from lmppl.inference.posterior import Posterior
+    from lmppl.inference.results.posterior import Posterior
 
 Score = Callable[[Sequence[Trace], Sequence[str]], Floats]
 """Partial traces and answers -> log p of each answer after each trace, per token [S, K]."""

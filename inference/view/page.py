@@ -4,7 +4,7 @@ The file needs nothing but itself: no network, no library. Its own content polic
 request and every script but the one whose hash it names, so that no text of a run can do anything
 but be read. The state (`lmppl.inference.view.state`) stands in it as JSON, or deflated where it is
 large, and the script makes the page of it; without scripts there is the page of
-`lmppl.inference.report`.
+`lmppl.inference.view.report`.
 
 | section | |
 | --- | --- |
@@ -34,15 +34,15 @@ import numpy as np
 from lmppl.atomic import write_atomic
 from lmppl.errors import BadArgument, GraphError, excerpt
 from lmppl.html import text
-from lmppl.inference.charts import STYLE
-from lmppl.inference.report import posterior_html
+from lmppl.inference.view.charts import STYLE
 from lmppl.inference.view.forest import LONGEST, Forest
 from lmppl.inference.view.landscape import Landscape, landscape
+from lmppl.inference.view.report import posterior_html
 from lmppl.inference.view.state import number, run_state
 from lmppl.plainjson import dump
 
 if TYPE_CHECKING:
-    from lmppl.inference.posterior import Posterior
+    from lmppl.inference.results.posterior import Posterior
 
 SCRIPTS = ("base.js", "pictures.js", "thoughts.js", "page.js")
 LIMIT = 3_000_000
@@ -203,8 +203,8 @@ def _program(posterior: Posterior, wanted: bool | None) -> tuple[str, list[list[
     best = None if posterior.dead else posterior.traces[int(np.argmax(posterior.weights))]
     if wanted is None and best is not None and len(best.sites) > MOST_SITES:
         return "", [], f"more than {MOST_SITES} sites: report(path, graph=True) draws the graph"
-    from lmppl.graphs.render import render_svg
-    from lmppl.graphs.structure import graph_of
+    from lmppl.graphs.structure.program_graph import graph_of
+    from lmppl.graphs.structure.render import render_svg
 
     try:
         graph = graph_of(

@@ -23,13 +23,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmppl.graphs.record import GraphRecord, is_recorded
-from lmppl.inference.summary import answers, hashable
+from lmppl.graphs.thoughts.record import GraphRecord, is_recorded
+from lmppl.inference.results.summary import answers, hashable
 from lmppl.inference.view.forest import Forest, shown
 from lmppl.ledger import SiteCost
 
 if TYPE_CHECKING:
-    from lmppl.inference.posterior import Posterior
+    from lmppl.inference.results.posterior import Posterior
 
 VERSION = 1
 ANSWERS = 200

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmppl.enumerator import LawBroken
 from lmppl.errors import excerpt
 from lmppl.lm.base import LanguageModel, TokenLaw
 from lmppl.random import Argmax, GumbelMax
+from lmppl.testing.enumerator import LawBroken
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
 from lmppl.weights import NEG_INF, exp, log_sum_exp
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lmppl import LM, Bernoulli, Choice, observe, program, sample
 from lmppl.graphs import graph_of
-from lmppl.graphs.bird import LEVELS, fit, instances
+from lmppl.graphs.bayes_nets.bird import LEVELS, fit, instances
 from lmppl.inference import Elimination, Enumerate, infer
 from lmppl.lm.table import TableLM
 

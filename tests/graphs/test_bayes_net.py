@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmppl.errors import BadArgument, GraphError
-from lmppl.graphs.bayes_net import BayesNet, Variable
-from lmppl.graphs.independence import d_separated
+from lmppl.graphs.bayes_nets.bayes_net import BayesNet, Variable
+from lmppl.graphs.structure.independence import d_separated
 from lmppl.inference import Elimination, Enumerate, infer
 
 
@@ -64,8 +64,8 @@ def test_pyro_numpyro_and_the_program_agree(seed: int) -> None:
     """Every marginal under evidence, by five ways, to 1e-10."""
     pytest.importorskip("pyro")
     pytest.importorskip("numpyro")
-    from lmppl.graphs.numpyro_net import numpyro_marginals
-    from lmppl.graphs.pyro_net import pyro_marginals
+    from lmppl.graphs.bayes_nets.numpyro_net import numpyro_marginals
+    from lmppl.graphs.bayes_nets.pyro_net import pyro_marginals
 
     net = random_net(seed, most=5)
     last = net.variables[-1]

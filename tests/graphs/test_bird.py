@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lmppl.errors import BadArgument
-from lmppl.graphs.bird import LEVELS, Fitted, fit, instances, label_terms, thresholds
-from lmppl.graphs.elicitation import (
+from lmppl.graphs.bayes_nets.bird import LEVELS, Fitted, fit, instances, label_terms, thresholds
+from lmppl.graphs.bayes_nets.elicitation import (
     Outcomes,
     ask_context,
     ask_labels,
@@ -261,7 +261,7 @@ def test_numpyro_samples_the_posterior_that_fit_approximates() -> None:
     from numpyro.infer import MCMC, NUTS
     from numpyro.infer.util import log_density
 
-    from lmppl.graphs.numpyro_bird import elicitation_model
+    from lmppl.graphs.bayes_nets.numpyro_bird import elicitation_model
 
     rng = np.random.default_rng(0)
     here = world(rng)

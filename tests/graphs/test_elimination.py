@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmppl.graphs.elimination import (
+from lmppl.graphs.factors.elimination import (
     CliqueTree,
     TooWide,
     eliminate,
     elimination_order,
     most_probable,
 )
-from lmppl.graphs.factors import Factor, FactorGraph, normalized
-from lmppl.graphs.loopy import propagate
+from lmppl.graphs.factors.factor import Factor, FactorGraph, normalized
+from lmppl.graphs.factors.loopy import propagate
 from lmppl.random import GumbelMax
 from lmppl.testing import outcomes
 from lmppl.types import Floats

@@ -25,7 +25,7 @@ from lmppl.graphs import (
     thought_graphs,
 )
 from lmppl.inference import SMC, Enumerate, Importance, infer, infer_many, tokens
-from lmppl.inference.growing import Growing
+from lmppl.inference.machine.growing import Growing
 from lmppl.lm.table import TableLM
 from lmppl.testing import LawBroken, assert_properly_weighted
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lmppl import LM, Bernoulli, Choice, effect, factor, observe, plate, program, sample
 from lmppl.errors import BadArgument
 from lmppl.graphs import dot, graph_of, mermaid, render, render_svg
-from lmppl.graphs.layout import layered
-from lmppl.graphs.render import collapse
+from lmppl.graphs.structure.layout import layered
+from lmppl.graphs.structure.render import collapse
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = '</title><script>alert("x")</script>&amp; ]]> "; rm'

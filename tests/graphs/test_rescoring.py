@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmppl import LM, Bernoulli, Choice, effect, factor, handlers, observe, program, sample
 from lmppl.errors import BadArgument, UnusedCondition
-from lmppl.graphs.rescoring import LogJoint
+from lmppl.graphs.structure.rescoring import LogJoint
 from lmppl.handlers import log_density
 from lmppl.lm.table import TableLM
 

@@ -32,9 +32,9 @@ from lmppl import (
 )
 from lmppl.errors import BadArgument, GraphError
 from lmppl.graphs import graph_of
-from lmppl.graphs.elimination import CliqueTree
-from lmppl.graphs.independence import d_separated, markov_blanket, relevant
-from lmppl.graphs.tables import tables_of
+from lmppl.graphs.factors.elimination import CliqueTree
+from lmppl.graphs.factors.program_tables import tables_of
+from lmppl.graphs.structure.independence import d_separated, markov_blanket, relevant
 from lmppl.lm.table import TableLM
 
 

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from lmppl.errors import BadArgument
-from lmppl.inference.compare import mcnemar, paired, wilson
+from lmppl.inference.questions.compare import mcnemar, paired, wilson
 
 
 def results(both: int, wins: int, losses: int, neither: int) -> tuple[list[bool], list[bool]]:

@@ -12,7 +12,7 @@ import pytest
 from lmppl import Categorical, factor, program, sample
 from lmppl.errors import BadArgument
 from lmppl.inference import Enumerate, Importance, Marginal, Posterior, infer
-from lmppl.inference.decisions import (
+from lmppl.inference.results.decisions import (
     DECISIONS,
     Decision,
     argmax,
@@ -22,9 +22,9 @@ from lmppl.inference.decisions import (
     top,
     vote,
 )
-from lmppl.inference.decisions import sample as drawn
-from lmppl.inference.merging import merge, merge_answers
-from lmppl.inference.tally import tally
+from lmppl.inference.results.decisions import sample as drawn
+from lmppl.inference.results.merging import merge, merge_answers
+from lmppl.inference.results.tally import tally
 from lmppl.lm.table import TableLM
 from lmppl.testing import outcomes
 

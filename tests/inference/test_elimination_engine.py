@@ -183,7 +183,7 @@ def test_a_tree_equals_the_sweeps_of_bffg() -> None:
     import jax.numpy as jnp
 
     from lmppl.inference.bffg import backward, tree
-    from lmppl.inference.bffg.finite import Finite, FiniteLeaf
+    from lmppl.inference.bffg.families.finite import Finite, FiniteLeaf
 
     parents = [-1, 0, 0, 1, 1, 2, 2]
     rng = np.random.default_rng(3)

@@ -31,7 +31,13 @@ from lmppl import (
 )
 from lmppl.errors import BadArgument
 from lmppl.inference import SMC, Enumerate, Importance, Posterior, infer
-from lmppl.inference.export import address_of, to_arviz, to_dataframe, to_netcdf, variable_name
+from lmppl.inference.results.export import (
+    address_of,
+    to_arviz,
+    to_dataframe,
+    to_netcdf,
+    variable_name,
+)
 from lmppl.lm.table import TableLM
 from lmppl.trace import Entry, Trace
 

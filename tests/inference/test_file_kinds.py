@@ -10,8 +10,8 @@ import pytest
 from lmppl import LM, factor, program, sample
 from lmppl.errors import DataError
 from lmppl.inference import Beam, Found, MetropolisHastings, ParallelTempering, ParticleGibbs, infer
-from lmppl.inference.files import load, save
 from lmppl.inference.mcmc.chain import ChainPosterior
+from lmppl.inference.results.files import load, save
 from lmppl.lm.table import TableLM
 from lmppl.plainjson import dump
 

@@ -29,8 +29,8 @@ from lmppl import (
 from lmppl.errors import BadArgument
 from lmppl.inference import SMC, Guide, infer, tokens
 from lmppl.inference.guide import partial_trace
-from lmppl.inference.population import Jobs, Machine
-from lmppl.inference.posterior import History, population_posterior
+from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.posterior import History, population_posterior
 from lmppl.lm.table import TableLM
 from lmppl.potentials import Prefix, Value
 from lmppl.steps import steps_of

@@ -16,7 +16,7 @@ import pytest
 
 from lmppl import Categorical, potentials, program, sample
 from lmppl.inference import SMC, Beam, Enumerate, Forward, Guide, infer
-from lmppl.inference.decisions import argmax, decide
+from lmppl.inference.results.decisions import argmax, decide
 from lmppl.potentials import Factor, Value
 
 STEPS = 6

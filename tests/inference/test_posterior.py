@@ -26,8 +26,8 @@ from lmppl.inference import (
     infer,
     infer_many,
 )
-from lmppl.inference.estimates import Marginal
-from lmppl.inference.posterior import History
+from lmppl.inference.results.estimates import Marginal
+from lmppl.inference.results.posterior import History
 from lmppl.lm.table import TableLM
 from lmppl.trace import Entry, Trace
 from lmppl.types import Floats

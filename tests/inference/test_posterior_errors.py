@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lmppl.inference.posterior import History, Posterior
+from lmppl.inference.results.posterior import History, Posterior
 from lmppl.trace import Trace
 
 

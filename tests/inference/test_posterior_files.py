@@ -33,8 +33,8 @@ from lmppl import (
 from lmppl.atomic import write_atomic
 from lmppl.errors import BadArgument, DataError
 from lmppl.inference import SMC, Enumerate, Greedy, Importance, Posterior, infer
-from lmppl.inference.encoding import Opaque, decode, encode
-from lmppl.inference.files import load, posterior_summary, save
+from lmppl.inference.results.encoding import Opaque, decode, encode
+from lmppl.inference.results.files import load, posterior_summary, save
 from lmppl.ledger import Ledger
 from lmppl.lm.table import TableLM
 from lmppl.plainjson import dump

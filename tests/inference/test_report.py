@@ -14,12 +14,12 @@ import pytest
 from lmppl import LM, Bernoulli, Choice, Uniform, factor, program, sample
 from lmppl.errors import DataError
 from lmppl.inference import SMC, Enumerate, Greedy, Importance, Posterior, infer
-from lmppl.inference.charts import bar, curve, interval_bar, number
-from lmppl.inference.compare import wilson
-from lmppl.inference.files import posterior_summary
-from lmppl.inference.posterior import History
-from lmppl.inference.report import posterior_html, run_report
-from lmppl.inference.run_report import POLICY, check, gold_mass
+from lmppl.inference.questions.compare import wilson
+from lmppl.inference.results.files import posterior_summary
+from lmppl.inference.results.posterior import History
+from lmppl.inference.view.charts import bar, curve, interval_bar, number
+from lmppl.inference.view.report import posterior_html, run_report
+from lmppl.inference.view.run_report import POLICY, check, gold_mass
 from lmppl.ledger import Ledger
 from lmppl.lm.table import TableLM
 from lmppl.records import ResultRecord

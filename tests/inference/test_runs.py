@@ -14,7 +14,7 @@ import pytest
 from lmppl import LM, effect, factor, program, sample
 from lmppl.data import Question
 from lmppl.errors import AllParticlesDead, BadArgument
-from lmppl.inference.rundir import (
+from lmppl.inference.questions.rundir import (
     CONFIG,
     LOCK,
     RESULTS,
@@ -24,7 +24,7 @@ from lmppl.inference.rundir import (
     key,
     read_results,
 )
-from lmppl.inference.runs import (
+from lmppl.inference.questions.runs import (
     Event,
     Task,
     agrees,

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmppl.inference import answers, base
-from lmppl.inference.particles import Particle
-from lmppl.inference.population import Jobs, Machine
+from lmppl.inference import calls
+from lmppl.inference.machine import answers
+from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.smc import particle_filter, resampling
 from lmppl.lm.generate import StringState
 from lmppl.random import Argmax, Chance, draw, fold
@@ -221,7 +222,7 @@ def dead_replaced_by_living(patch: Patch) -> None:
                     pick = draw(self.env.chance, key, np.zeros(len(living)))
                     particles[i] = self.fork(living[pick], fold(key, "child"), i, frames=False)
 
-    patch.setattr(base, "Machine", Retrying)
+    patch.setattr(calls, "Machine", Retrying)
 
 
 @mutant(15)
@@ -232,4 +233,4 @@ def one_seed_for_all(patch: Patch) -> None:
             found.key = fold(self.key, "particle", 0)
             return found
 
-    patch.setattr(base, "Machine", Shared)
+    patch.setattr(calls, "Machine", Shared)

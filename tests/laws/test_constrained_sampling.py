@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from lmppl import LM, factor, program, sample
-from lmppl.enumerator import LawBroken
 from lmppl.inference import SMC, Enumerate, Forward, Importance, infer, tokens
 from lmppl.lm.table import TableLM
 from lmppl.random import Chance, draw, fold
 from lmppl.testing import assert_properly_weighted, outcomes
+from lmppl.testing.enumerator import LawBroken
 from lmppl.token_potentials import (
     AWRS,
     Canonical,

@@ -23,7 +23,7 @@ from lmppl import LM, program, sample  # noqa: E402
 from lmppl.cli import cli  # noqa: E402
 from lmppl.errors import CapabilityError, ContextOverflow, LmpplError  # noqa: E402
 from lmppl.inference import Forward, Importance, infer, infer_many  # noqa: E402
-from lmppl.inference.rundir import read_results  # noqa: E402
+from lmppl.inference.questions.rundir import read_results  # noqa: E402
 from lmppl.lm.http import HTTPLM  # noqa: E402
 from lmppl.lm.http.errors import (  # noqa: E402
     BadResponse,

@@ -11,7 +11,6 @@ import pytest
 
 from lmppl import LM, Chat
 from lmppl.batches import run_now
-from lmppl.enumerator import LawBroken
 from lmppl.errors import BadArgument, CapabilityError, LmpplError, UnsupportedValue
 from lmppl.grammars import Grammar
 from lmppl.jobs import Env
@@ -19,6 +18,7 @@ from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.table import TableLM
 from lmppl.testing import assert_potential_laws, check_distribution
+from lmppl.testing.enumerator import LawBroken
 from lmppl.token_potentials import (
     AWRS,
     BytePotential,

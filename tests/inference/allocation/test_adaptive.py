@@ -11,7 +11,7 @@ from lmppl import LM, Bernoulli, factor, program, sample
 from lmppl.errors import BadArgument
 from lmppl.inference import Forward, Importance, infer_many
 from lmppl.inference.allocation.adaptive import Allocated, gain, infer_adaptive
-from lmppl.inference.compare import paired
+from lmppl.inference.questions.compare import paired
 from lmppl.inference.stopping.criteria import BetaMajority, Budget
 from lmppl.inference.stopping.rules import Threshold
 from lmppl.lm.table import TableLM

@@ -13,7 +13,7 @@ jax = pytest.importorskip("jax")
 jnp = jax.numpy
 
 from lmppl.inference import bffg  # noqa: E402
-from lmppl.inference.bffg.gaussian import GaussianLeaf, LinearGaussian  # noqa: E402
+from lmppl.inference.bffg.families.gaussian import GaussianLeaf, LinearGaussian  # noqa: E402
 from lmppl.inference.bffg.kernels import Guessed  # noqa: E402
 from lmppl.inference.bffg.messages import Gamma  # noqa: E402
 

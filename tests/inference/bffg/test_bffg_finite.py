@@ -15,7 +15,7 @@ jnp = jax.numpy
 
 from lmppl.inference import bffg  # noqa: E402
 from lmppl.inference.bffg import forward as _forward  # noqa: E402, F401
-from lmppl.inference.bffg.finite import Finite, FiniteLeaf, Sparse  # noqa: E402
+from lmppl.inference.bffg.families.finite import Finite, FiniteLeaf, Sparse  # noqa: E402
 from lmppl.inference.bffg.kernels import Guessed  # noqa: E402
 from lmppl.inference.bffg.messages import Table  # noqa: E402
 

@@ -12,7 +12,7 @@ jax = pytest.importorskip("jax")
 jnp = jax.numpy
 
 from lmppl.inference import bffg  # noqa: E402
-from lmppl.inference.bffg.gaussian import (  # noqa: E402
+from lmppl.inference.bffg.families.gaussian import (  # noqa: E402
     GaussianLeaf,
     LinearGaussian,
     NonlinearGaussian,

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("jax")
 
-from lmppl.inference.bffg.strings import (  # noqa: E402
+from lmppl.inference.bffg.strings.automaton import (  # noqa: E402
     HMM,
     HMMAutomaton,
     automaton,

@@ -14,8 +14,8 @@ jnp = jax.numpy
 from lmppl import Categorical, loop, markov, observe, program, sample  # noqa: E402
 from lmppl.errors import BadArgument  # noqa: E402
 from lmppl.inference import Enumerate, bffg, infer  # noqa: E402
-from lmppl.inference.bffg.finite import Finite, FiniteLeaf  # noqa: E402
-from lmppl.inference.bffg.gaussian import GaussianLeaf, LinearGaussian  # noqa: E402
+from lmppl.inference.bffg.families.finite import Finite, FiniteLeaf  # noqa: E402
+from lmppl.inference.bffg.families.gaussian import GaussianLeaf, LinearGaussian  # noqa: E402
 from lmppl.inference.bffg.kernels import Guessed  # noqa: E402
 
 LOG_P = -4.298385836837264

@@ -22,7 +22,7 @@ from lmppl.inference import (
     infer_many,
 )
 from lmppl.inference.mcmc.particle_gibbs import ParticleGibbs
-from lmppl.inference.pooling import pool
+from lmppl.inference.results.pooling import pool
 from lmppl.inference.stopping.criteria import BetaMajority, Budget
 from lmppl.inference.stopping.rules import Rule, Threshold
 from lmppl.inference.stopping.sequential import LIMIT, Adaptive, Pooled, Sequential, Stopped

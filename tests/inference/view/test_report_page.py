@@ -22,7 +22,7 @@ from lmppl import LM, Bernoulli, Choice, Uniform, effect, observe, program, samp
 from lmppl.errors import BadArgument
 from lmppl.graphs import Node, graph
 from lmppl.inference import SMC, Beam, Enumerate, Greedy, Importance, Posterior, infer
-from lmppl.inference.posterior import Asked, History
+from lmppl.inference.results.posterior import Asked, History
 from lmppl.inference.search.found import Found
 from lmppl.inference.view.page import policy, report_page, script
 from lmppl.ledger import Ledger, ModelCost, SiteCost

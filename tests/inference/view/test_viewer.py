@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
-from lmppl import Uniform, program, runner, sample
+from lmppl import Uniform, program, sample
+from lmppl.commands import run as runner
+from lmppl.commands.view import seen
 from lmppl.errors import BadArgument, DataError
 from lmppl.inference import Importance, infer
-from lmppl.inference.run_report import run_report
-from lmppl.inference.rundir import PAGES, page_name
+from lmppl.inference.questions.rundir import PAGES, page_name
+from lmppl.inference.view.run_report import run_report
 from lmppl.inference.view.server import HEADERS, Viewer
 from lmppl.records import ResultRecord
-from lmppl.viewing import seen
 
 
 @program

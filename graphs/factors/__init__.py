@@ -1,0 +1,1 @@
+"""Exact and loopy message passing over finite variables, and the tables of a finite program."""

@@ -1,0 +1,1 @@
+"""What depends on what in a program: its graph, read by provenance and by replay, and pictures of it."""

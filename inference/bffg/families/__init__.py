@@ -1,0 +1,1 @@
+"""Families of kernels with closed forms: finite, Gaussian, diffusions, Gamma, Poisson, interacting."""

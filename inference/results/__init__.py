@@ -1,0 +1,1 @@
+"""What a run returns: posteriors, what they answer, decisions from them, and their files."""

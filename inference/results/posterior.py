@@ -1,0 +1,381 @@
+"""`Posterior`: weighted traces, their evidence, and how far to trust them.
+
+Estimates are self-normalised, Σ W_i f(x_i). Their standard errors are genealogical: particles are
+grouped by their ancestor in the first population ("Eve"), since only those groups are independent
+(Chan and Lai, 2013). The error of log Ẑ is the larger of that of the groups and that of the steps:
+
+    se(f)²  = Σ_k ( Σ_{i ∈ group k} W_i (f_i - f̂) )²
+    V_group = N / (N - 1) · ( Σ_k W(group k)² - 1 / N )
+    V_step  = Σ_t (1 / ESS_t - 1 / N)    over the resamplings and the end     V(Ẑ/Z) = max of both
+
+Without resampling all are the usual errors of importance sampling. V_group errs upwards, V_step
+downwards where the past matters long. The unbiased estimate for multinomial resampling (Lee and
+Whiteley, 2018) is below zero nearly always under systematic resampling, so it is not used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lmppl.errors import AllParticlesDead, BadArgument
+from lmppl.inference.results.estimates import Estimate, Interval, Marginal
+from lmppl.ledger import Ledger
+from lmppl.random import GumbelMax, draw, fold
+from lmppl.trace import Entry, Trace
+from lmppl.types import Floats, Ints
+from lmppl.weights import NEG_INF, ess, log_mean_exp, normalize
+
+if TYPE_CHECKING:
+    from lmppl.inference.machine.particles import Particle
+from lmppl.inference.machine.population import Machine
+
+ROOM = 200_000
+"""Particles times barriers that a history remembers weights and entries of."""
+
+
+@dataclass
+class History:
+    """What happened at each barrier of a particle run."""
+
+    particles: int
+    ess: list[float] = field(default_factory=list)
+    log_evidence: list[float] = field(default_factory=list)
+    ancestors: list[Ints | None] = field(default_factory=list)
+    """Ancestor of each particle [N] where the population was resampled."""
+    eves: list[int] = field(default_factory=list)
+    """Distinct ancestors in the first population: the unique-ancestor curve."""
+    log_weights: list[Floats] = field(default_factory=list)
+    """Log-weights at each barrier, before it is resampled [N]; ends where there is no more room."""
+    heads: list[list[Entry | None]] = field(default_factory=list)
+    """The newest entry of each particle then [N]: also of those that left no offspring."""
+
+    def watch(self, lw: Floats, population: Sequence[Particle]) -> None:
+        """What the population is at a barrier, before it is resampled, for reports."""
+        if self.particles * (len(self.log_weights) + 1) > ROOM:
+            return
+        if len(self.log_weights) == len(self.ess):
+            self.log_weights.append(np.asarray(lw, dtype=np.float64))
+            self.heads.append([p.strand.head for p in population])
+
+    def record(
+        self, size: float, log_evidence: float, ancestors: Ints | None, eves: Sequence[int]
+    ) -> None:
+        """One barrier."""
+        self.ess.append(size)
+        self.log_evidence.append(log_evidence)
+        self.ancestors.append(ancestors)
+        self.eves.append(len(set(eves)))
+
+    def end(self, lw: Floats, eves: Sequence[int]) -> None:
+        """The final weights, which are never resampled."""
+        self.record(ess(lw), log_mean_exp(lw), None, eves)
+
+    @property
+    def resamplings(self) -> int:
+        """How often the population was resampled."""
+        return sum(a is not None for a in self.ancestors)
+
+
+class Asked(NamedTuple):
+    """The program of a posterior and what it was called with."""
+
+    program: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    observations: Mapping[str, Any]
+
+
+class Posterior:
+    """Weighted traces and what they say.
+
+    Args:
+        traces: the particles' traces [N].
+        log_weights: their log-weights [N], on the scale of γ / q.
+        log_evidence: log Ẑ.
+        engine: what made it, as text.
+        target: the law of the weighted traces, as text.
+        exact: whether it is exact (enumeration), so that errors are zero.
+        missing: an upper bound of the prior mass that was cut off, for cut enumerations.
+        evidence_se: standard error of log Ẑ, from an engine whose evidence is no mean of weights.
+        seed: what its randomness was a function of; `infer` sets it.
+    """
+
+    def __init__(
+        self,
+        traces: Sequence[Trace],
+        log_weights: Floats,
+        log_evidence: float,
+        *,
+        engine: str = "",
+        target: str = "",
+        ledger: Ledger | None = None,
+        history: History | None = None,
+        eves: Sequence[int] | None = None,
+        deaths: dict[str, int] | None = None,
+        death_examples: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+        exact: bool = False,
+        missing: float = 0.0,
+        evidence_se: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Keep the parts; weights are normalised when first needed."""
+        self.traces = list(traces)
+        self.log_weights = np.asarray(log_weights, dtype=np.float64)
+        self.log_evidence = float(log_evidence)
+        self.engine = engine
+        self.target = target
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.history = history
+        self.eves = np.asarray(
+            eves if eves is not None else range(len(self.traces)), dtype=np.int64
+        )
+        self.deaths = dict(deaths or {})
+        self.death_examples = list(death_examples)
+        self.exact = exact
+        self.missing = missing
+        self.evidence_se = evidence_se
+        self.seed = seed
+        self.asked: Asked | None = None
+        """What was asked; `infer` sets it."""
+        self.warnings = list(warnings)
+        self.weights: Floats = normalize(self.log_weights)
+        """W_i, summing to 1 [N]; zeros when the population is dead."""
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    @property
+    def dead(self) -> bool:
+        """Whether every particle has weight zero."""
+        return not bool((self.weights > 0).any())
+
+    def _alive(self) -> None:
+        if self.dead:
+            raise AllParticlesDead(self.deaths, particles=len(self), examples=self.death_examples)
+
+    # -- estimates ---------------------------------------------------------------------------
+
+    def values(self, of: str | Callable[[Trace], Any] | None = None) -> list[Any]:
+        """One value per particle: of a site, of a function of the trace, or what was returned."""
+        if of is None:
+            return [t.result for t in self.traces]
+        if callable(of):
+            return [
+                of(t) if w > 0 else None for t, w in zip(self.traces, self.weights, strict=True)
+            ]
+        found = [t[of] if of in t else None for t in self.traces]
+        if not any(of in t for t in self.traces):
+            known = sorted({a for t in self.traces[:100] for a in t})
+            raise BadArgument(
+                f"no trace has a site {of!r}", fix=f"the sites are: {', '.join(known)}"
+            )
+        return found
+
+    def _se(self, f: Floats, mean: float) -> float:
+        if self.exact:
+            return 0.0
+        if self.unique_ancestors < 2:
+            return math.nan  # one group says nothing about the spread between groups
+        groups = np.zeros(int(self.eves.max()) + 1)
+        np.add.at(groups, self.eves, self.weights * (f - mean))
+        return math.sqrt(float(groups @ groups))
+
+    def marginal(self, of: str | Callable[[Trace], Any] | None = None) -> Marginal:
+        """P(value) of a site, of a function of the trace, or of what the program returned.
+
+        Raises:
+            AllParticlesDead: there is no posterior.
+        """
+        self._alive()
+        values = self.values(of)
+        grouped: dict[Any, list[int]] = {}
+        for i, (v, w) in enumerate(zip(values, self.weights, strict=True)):
+            if w > 0:
+                try:
+                    grouped.setdefault(v, []).append(i)
+                except TypeError:
+                    raise BadArgument(
+                        f"a marginal needs hashable values, got {type(v).__name__}",
+                        fix="give a function, such as lambda t: tuple(t['x'])",
+                    ) from None
+        p = {v: float(self.weights[ix].sum()) for v, ix in grouped.items()}
+        se = {}
+        for v, ix in grouped.items():
+            f = np.zeros(len(self))
+            f[ix] = 1.0
+            se[v] = self._se(f, p[v])
+        return Marginal(p, se)
+
+    def expectation(self, f: str | Callable[[Trace], float] | None = None) -> Estimate:
+        """E[f] with its standard error; f is a function of the trace, or a numeric site."""
+        self._alive()
+        raw = self.values(f)
+        x = np.array([0.0 if w == 0 else float(v) for v, w in zip(raw, self.weights, strict=True)])
+        mean = float(self.weights @ x)
+        return Estimate(mean, self._se(x, mean))
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size of the final weights."""
+        return ess(self.log_weights)
+
+    @property
+    def unique_ancestors(self) -> int:
+        """Particles of the first population that living ones descend from."""
+        return len({int(e) for e, w in zip(self.eves, self.weights, strict=True) if w > 0})
+
+    @property
+    def log_evidence_se(self) -> float:
+        """Standard error of log Ẑ: √V of the module's first lines; nan for one particle."""
+        n = len(self)
+        if self.exact:
+            return 0.0
+        if self.evidence_se is not None:
+            return self.evidence_se
+        if n < 2 or self.dead:
+            return math.nan
+        groups = np.zeros(int(self.eves.max()) + 1)
+        np.add.at(groups, self.eves, self.weights)
+        grouped = n / (n - 1) * (float(groups @ groups) - 1.0 / n)
+        sizes = [self.ess]
+        if self.history is not None:
+            pairs = zip(self.history.ess, self.history.ancestors, strict=True)
+            sizes += [size for size, parents in pairs if parents is not None]
+        stepped = math.fsum(1.0 / size - 1.0 / n for size in sizes)
+        return math.sqrt(max(grouped, stepped, 0.0))
+
+    def log_evidence_interval(self, z: float = 1.96) -> Interval:
+        """log Ẑ ± z standard errors; a cut enumeration's upper end counts all that was cut."""
+        if self.exact:
+            top = self.log_evidence
+            if self.missing > 0:
+                top = float(np.logaddexp(top, math.log(self.missing)))
+            return Interval(self.log_evidence, top)
+        se = self.log_evidence_se
+        return Interval(self.log_evidence - z * se, self.log_evidence + z * se)
+
+    def map(self) -> Trace:
+        """The trace of the largest joint probability among those found."""
+        self._alive()
+        alive = [i for i in range(len(self)) if self.weights[i] > 0]
+        return self.traces[max(alive, key=lambda i: self.traces[i].log_joint)]
+
+    def sample(self, n: int | None = None, *, seed: int = 0) -> Any:
+        """Traces drawn with their weights: one, or a list of n."""
+        self._alive()
+        with np.errstate(divide="ignore"):
+            lw = np.log(self.weights)
+        picks = [
+            draw(GumbelMax(), fold(0, "posterior", seed, i), lw)
+            for i in range(1 if n is None else n)
+        ]
+        chosen = [self.traces[i] for i in picks]
+        return chosen[0] if n is None else chosen
+
+    # -- export ------------------------------------------------------------------------------
+
+    def to_dataframe(self) -> Any:
+        """One row per particle: weight, result and every site (pandas)."""
+        from lmppl.inference.results.export import to_dataframe
+
+        return to_dataframe(self)
+
+    def to_arviz(self, *, draws: int | None = None, seed: int = 0) -> Any:
+        """An `xarray.DataTree`: see `lmppl.inference.results.export`."""
+        from lmppl.inference.results.export import to_arviz
+
+        return to_arviz(self, draws=draws, seed=seed)
+
+    def save(self, path: Any, *, opaque: bool = False) -> None:
+        """Write as JSON lines: a header, then one particle a line; see `lmppl.inference.results.files`."""
+        from lmppl.inference.results.files import save
+
+        save(self, path, opaque=opaque)
+
+    def report(self, path: Any, **options: Any) -> None:
+        """Write everything about it as one HTML file; see `lmppl.inference.view.page`."""
+        from lmppl.inference.view.page import write_report
+
+        write_report(self, path, **options)
+
+    @classmethod
+    def load(cls, path: Any) -> Posterior:
+        """Read what `save` wrote."""
+        from lmppl.inference.results.files import load
+
+        return load(path)
+
+    def __repr__(self) -> str:
+        from lmppl.inference.results.summary import answers, made_by
+
+        if self.dead:
+            return f"Posterior({made_by(self)}: all {len(self)} particles dead at {self.deaths})"
+        best = list(answers(self).items())[:3]
+        shown = ", ".join(f"{v!r:.40}: {p:.3f}" for v, p in best)
+        return (
+            f"Posterior({made_by(self)}: {{{shown}}}, log evidence {self.log_evidence:.4g}, "
+            f"ESS {self.ess:.1f} of {len(self)})"
+        )
+
+    def _repr_html_(self) -> str:
+        from lmppl.inference.view.report import posterior_html
+
+        return posterior_html(self)
+
+
+def population_posterior(
+    machine: Machine,
+    engine: Any,
+    population: Sequence[Particle],
+    log_evidence: float,
+    history: History | None = None,
+    **more: Any,
+) -> Posterior:
+    """The posterior of a finished population, with the warnings it deserves."""
+    import time
+
+    machine.ledger.seconds = time.perf_counter() - machine.began
+    lw = np.array([p.log_weight for p in population], dtype=np.float64)
+    posterior = Posterior(
+        [p.trace for p in population],
+        lw,
+        log_evidence,
+        engine=repr(engine),
+        target=engine.target(machine.program),
+        ledger=machine.ledger,
+        history=history,
+        eves=[p.eve for p in population],
+        deaths=dict(Counter(machine.deaths)),
+        death_examples=[f"{s}: {v}" for s, v in list(machine.killed_values.items())[:3]],
+        **more,
+    )
+    posterior.warnings += diagnose(posterior, machine.restricted) + machine.suspicions()
+    return posterior
+
+
+def diagnose(posterior: Posterior, restricted: set[str]) -> list[str]:
+    """What a careful reader should know about the numbers."""
+    found = []
+    if restricted:
+        found.append(
+            f"restricted to proposal support at {', '.join(sorted(restricted))}: top_p or top_k can never draw "
+            'some values, so the evidence is biased low; add mixture=0.1 or target="proposal"'
+        )
+    if not posterior.exact and not posterior.dead and len(posterior) > 2:
+        if posterior.ess < 2:
+            found.append(
+                f"ESS {posterior.ess:.2f} of {len(posterior)}: one particle carries the posterior; "
+                "use more particles, a proposal or a guide"
+            )
+        elif posterior.unique_ancestors == 1:
+            found.append("all particles descend from one: standard errors cannot be estimated")
+    if posterior.log_evidence == NEG_INF:
+        found.append(f"every particle has weight zero; killed at {posterior.deaths}")
+    return found
