@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -343,6 +344,11 @@ def models(as_json: bool) -> int:
 @cli.command()
 @click.option("--out", default="runs/demo", show_default=True, help="The folder of the run.")
 @click.option(
+    "--questions",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder of other questions, as examples/tasks.py writes them.",
+)
+@click.option(
     "--seconds",
     type=click.FloatRange(min=1),
     default=285.0,
@@ -353,11 +359,15 @@ def models(as_json: bool) -> int:
 @click.option("--lm", "model", default="smollm2", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
 @debug_option
-def demo(out: str, seconds: float, seed: int, model: str, as_json: bool) -> int:  # fmt: skip
+def demo(
+    out: str, questions: Path | None, seconds: float, seed: int, model: str, as_json: bool
+) -> int:
     """Three programs, three engines, one small language model, 45 questions: what comes out."""
     from lmppl.commands.demo import demo as show_all
 
-    return show_all(out, seconds=seconds, seed=seed, model=model, as_json=as_json)
+    return show_all(
+        out, seconds=seconds, seed=seed, model=model, as_json=as_json, questions=questions
+    )
 
 
 cli.add_command(serve)

@@ -84,6 +84,21 @@ def test_demo(demo: Invoke) -> None:
     assert total == summary["findings"][3]["against_greedy"]["n"] == 24
 
 
+def test_other_questions(demo: Invoke, tmp_path: Path) -> None:
+    """`--questions` takes a folder of the same file names, and is another run."""
+    demo()
+    other = tmp_path / "other"
+    other.mkdir()
+    for source, data in PROGRAMS:
+        row = {"id": f"new-{source.split(':')[1]}", "wanted": "b", "answer": "b"}
+        (other / data).write_text(json.dumps(row) + "\n")
+    done = demo("--questions", str(other))
+    assert done.exit_code == 0, done.output
+    assert "out holds another run; writing to out-2" in done.stderr
+    assert {r["id"] for r in rows("out-2")} == {"new-word_problem", "new-record", "new-two_hop"}
+    assert demo("--questions", "absent").exit_code == 2
+
+
 def test_plain_sampling_has_at_least_the_tokens_of_smc(demo: Invoke) -> None:
     """On the first round, from which its particles are counted, within one particle."""
     demo()

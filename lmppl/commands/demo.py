@@ -111,16 +111,28 @@ class Plan:
         return f"forward:particles={max(n, 1)}"
 
 
-def demo(out: str, *, seconds: float, seed: int, model: str, as_json: bool) -> int:
-    """Run the demonstration and show what came out; 0 whatever the numbers are."""
+def demo(
+    out: str,
+    *,
+    seconds: float,
+    seed: int,
+    model: str,
+    as_json: bool,
+    questions: Path | None = None,
+) -> int:
+    """Run the demonstration and show what came out; 0 whatever the numbers are.
+
+    The questions are the shipped ones, or those of the same file names in a folder `questions`.
+    """
     began = time.monotonic()
     examples = find_examples()
+    shelf = questions or examples / "data"
     with ExitStack() as stack:
         jobs = []
         for program, data in PROGRAMS:
             loaded = load_program(str(examples / program))
-            questions = read_questions(examples / "data" / data, fits(loaded.program))
-            jobs.append(Job(loaded, stack.enter_context(questions)))
+            asked = read_questions(shelf / data, fits(loaded.program))
+            jobs.append(Job(loaded, stack.enter_context(asked)))
         total = 3 * sum(len(job.questions) for job in jobs)
         say(
             f"{total // 3} questions, 3 programs, 3 engines, model {model}; at most {duration(seconds)}"
