@@ -12,7 +12,8 @@ import numpy as np
 
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.inference.results.posterior import History, population_posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.weights import log_mean_exp
 
 

@@ -37,7 +37,7 @@ from lmppl.inference.bffg.forward import (
 from lmppl.inference.bffg.messages import Array
 from lmppl.inference.bffg.model import rows
 from lmppl.inference.bffg.result import Guided
-from lmppl.inference.results.posterior import History
+from lmppl.inference.results.history import History
 from lmppl.types import Ints
 
 

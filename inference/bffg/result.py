@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.inference.results.posterior import History, Posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import Posterior
 from lmppl.trace import Entry, Trace
 from lmppl.types import Floats
 from lmppl.weights import ess, log_mean_exp, normalize

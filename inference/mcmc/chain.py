@@ -20,7 +20,8 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.inference.machine.population import Machine
-from lmppl.inference.results.posterior import History, Posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import Posterior
 from lmppl.trace import Trace
 from lmppl.types import Floats
 
@@ -80,7 +81,7 @@ def chain_posterior(
         engine: what made it.
         traces: after burn-in; of several chains, one after the other.
         log_evidence: of the filter that started it.
-        history: of that filter.
+        history: of a filter or sweep, said to be another population than the traces.
         acceptance: by kind of proposal.
         chains: of other targets.
         length: of one chain, where there are several.

@@ -299,7 +299,7 @@ def _smc(posterior: Posterior) -> Any:
     history = posterior.history
     if history is None:
         raise BadArgument("this posterior has no history")
-    steps, n = len(history.ess), history.particles
+    steps, n = len(history.ess), max(history.sizes)
     log_ml = np.array(history.log_evidence)
     before = np.concatenate([[0.0], log_ml])[:-1]
     gone = before == NEG_INF  # nothing can follow a dead population

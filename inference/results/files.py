@@ -26,7 +26,8 @@ from lmppl.atomic import write_atomic
 from lmppl.errors import BadArgument, DataError, excerpt
 from lmppl.inference.results.encoding import decode, decode_entry, encode, encode_entry
 from lmppl.inference.results.file_kinds import extra, restored
-from lmppl.inference.results.posterior import History, Posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import Posterior
 from lmppl.inference.results.summary import posterior_summary
 from lmppl.ledger import Ledger, ModelCost, SiteCost
 from lmppl.plainjson import decode_float, dump, encode_float
@@ -75,6 +76,8 @@ def header(posterior: Posterior, opaque: bool = False) -> dict[str, Any]:
             "ancestors": [None if a is None else np.asarray(a).tolist() for a in h.ancestors],
             "eves": [int(v) for v in h.eves],
             "log_weights": [[encode_float(w) for w in row] for row in h.log_weights],
+            "fixed": h.fixed,
+            "whose": h.whose,
         },
         "deaths": posterior.deaths,
         "death_examples": list(posterior.death_examples),
@@ -367,4 +370,6 @@ def _history(item: dict[str, Any] | None) -> History | None:
         log_weights=[
             np.array([decode_float(w) for w in row]) for row in item.get("log_weights", [])
         ],
+        fixed=bool(item.get("fixed", True)),
+        whose=str(item.get("whose", "")),
     )

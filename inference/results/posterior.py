@@ -18,68 +18,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lmppl.errors import AllParticlesDead, BadArgument
 from lmppl.inference.results.estimates import Estimate, Interval, Marginal
+from lmppl.inference.results.history import History
 from lmppl.ledger import Ledger
 from lmppl.random import GumbelMax, draw, fold
-from lmppl.trace import Entry, Trace
-from lmppl.types import Floats, Ints
-from lmppl.weights import NEG_INF, ess, log_mean_exp, normalize
+from lmppl.trace import Trace
+from lmppl.types import Floats
+from lmppl.weights import NEG_INF, ess, normalize
 
 if TYPE_CHECKING:
     from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Machine
-
-ROOM = 200_000
-"""Particles times barriers that a history remembers weights and entries of."""
-
-
-@dataclass
-class History:
-    """What happened at each barrier of a particle run."""
-
-    particles: int
-    ess: list[float] = field(default_factory=list)
-    log_evidence: list[float] = field(default_factory=list)
-    ancestors: list[Ints | None] = field(default_factory=list)
-    """Ancestor of each particle [N] where the population was resampled."""
-    eves: list[int] = field(default_factory=list)
-    """Distinct ancestors in the first population: the unique-ancestor curve."""
-    log_weights: list[Floats] = field(default_factory=list)
-    """Log-weights at each barrier, before it is resampled [N]; ends where there is no more room."""
-    heads: list[list[Entry | None]] = field(default_factory=list)
-    """The newest entry of each particle then [N]: also of those that left no offspring."""
-
-    def watch(self, lw: Floats, population: Sequence[Particle]) -> None:
-        """What the population is at a barrier, before it is resampled, for reports."""
-        if self.particles * (len(self.log_weights) + 1) > ROOM:
-            return
-        if len(self.log_weights) == len(self.ess):
-            self.log_weights.append(np.asarray(lw, dtype=np.float64))
-            self.heads.append([p.strand.head for p in population])
-
-    def record(
-        self, size: float, log_evidence: float, ancestors: Ints | None, eves: Sequence[int]
-    ) -> None:
-        """One barrier."""
-        self.ess.append(size)
-        self.log_evidence.append(log_evidence)
-        self.ancestors.append(ancestors)
-        self.eves.append(len(set(eves)))
-
-    def end(self, lw: Floats, eves: Sequence[int]) -> None:
-        """The final weights, which are never resampled."""
-        self.record(ess(lw), log_mean_exp(lw), None, eves)
-
-    @property
-    def resamplings(self) -> int:
-        """How often the population was resampled."""
-        return sum(a is not None for a in self.ancestors)
 
 
 class Asked(NamedTuple):
@@ -245,7 +199,7 @@ class Posterior:
         np.add.at(groups, self.eves, self.weights)
         grouped = n / (n - 1) * (float(groups @ groups) - 1.0 / n)
         sizes = [self.ess]
-        if self.history is not None:
+        if self.history is not None and self.history.fixed:
             pairs = zip(self.history.ess, self.history.ancestors, strict=True)
             sizes += [size for size, parents in pairs if parents is not None]
         stepped = math.fsum(1.0 / size - 1.0 / n for size in sizes)

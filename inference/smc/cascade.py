@@ -19,7 +19,9 @@ Reference: Paige, Wood, Doucet and Teh, Asynchronous anytime sequential Monte Ca
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,10 +32,31 @@ from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.paths import drawing
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.inference.results.posterior import History, population_posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.particle_filter import SMC, tokens
 from lmppl.random import draw, fold
+from lmppl.trace import Entry
 from lmppl.weights import NEG_INF, log_add, log_sum_exp
+
+
+class Live(NamedTuple):
+    """A particle on its way."""
+
+    particle: Particle
+    passed: int
+    """Barriers."""
+    parent: int
+    """Which arrival at the last of them it comes from."""
+
+
+class Arrival(NamedTuple):
+    """What a particle was at a barrier."""
+
+    parent: int
+    lw: float
+    head: Entry | None
+    eve: int
 
 
 @dataclass(frozen=True)
@@ -76,38 +99,42 @@ class Cascade(Engine):
         stop: Stop = "factor" if self.resample_at == "factor" else "site"
         guide = Guide.of(self.guide)
         bound = self.most or 4 * self.particles
-        live = [(machine.particle(i), 0) for i in range(self.particles)]
-        ended: list[Particle] = []
-        arrivals: dict[int, tuple[int, float]] = {}
+        live = [Live(machine.particle(i), 0, i) for i in range(self.particles)]
+        ended: list[Live] = []
+        totals: list[float] = []
+        arrivals: list[list[Arrival]] = []
         while live:
             # Propagate
-            yield from machine.advance([p for p, _ in live], stop, limit)
-            ended += [p for p, _ in live if p.finished]
-            going = [(p, t) for p, t in live if not p.finished]
-            away = [(p, t) for p, t in going if not inside and any(drawing(p))]
-            moving = [(p, t + 1) for p, t in going if inside or not any(drawing(p))]
+            yield from machine.advance([one.particle for one in live], stop, limit)
+            ended += [one for one in live if one.particle.finished]
+            going = [one for one in live if not one.particle.finished]
+            away = [not inside and any(drawing(one.particle)) for one in going]
+            moving = [one for one, is_away in zip(going, away, strict=True) if not is_away]
             logh = np.zeros(len(moving))
             if guide is not None:
-                logh = yield from guide.log_h(machine, [p for p, _ in moving])
+                logh = yield from guide.log_h(machine, [one.particle for one in moving])
             # Branch
-            live = away
-            for (p, t), h in zip(moving, logh.tolist(), strict=True):
+            live = [one for one, is_away in zip(going, away, strict=True) if is_away]
+            for (p, t, parent), h in zip(moving, logh.tolist(), strict=True):
+                if t == len(arrivals):
+                    arrivals.append([])
+                    totals.append(NEG_INF)
                 v = p.log_weight + h
-                count, total = arrivals.get(t, (0, NEG_INF))
-                arrivals[t] = count + 1, log_add(total, v)
-                mean = arrivals[t][1] - math.log(count + 1)
+                arrivals[t].append(Arrival(parent, p.log_weight, p.strand.head, p.eve))
+                totals[t] = log_add(totals[t], v)
+                place = len(arrivals[t]) - 1
+                mean = totals[t] - math.log(place + 1)
                 full = len(live) >= bound
-                for child in self._children(machine, p, v, mean, t, full):
-                    live.append((child, t))
+                children = self._children(machine, p, v, mean, t + 1, full)
+                live += [Live(child, t + 1, place) for child in children]
         # A particle that died out at a barrier left its weight to the others in expectation.
-        lw = np.array([p.log_weight for p in ended])
-        evidence = log_sum_exp(lw) - math.log(self.particles)
-        history = History(self.particles)
-        history.end(lw, [p.eve for p in ended])
-        if not ended:
-            ended = [machine.particle(0)]
-            machine.kill(ended[0], "a barrier", "no particle had a child")
-        return population_posterior(machine, self, ended, evidence, history)
+        final = [one.particle for one in ended]
+        evidence = log_sum_exp([p.log_weight for p in final]) - math.log(self.particles)
+        history = generations(self.particles, arrivals, ended)
+        if not final:
+            final = [machine.particle(0)]
+            machine.kill(final[0], "a barrier", "no particle had a child")
+        return population_posterior(machine, self, final, evidence, history)
 
     def _children(
         self, machine: Machine, p: Particle, v: float, mean: float, t: int, full: bool
@@ -132,3 +159,31 @@ class Cascade(Engine):
             child.logw -= math.log(whole)
             out.append(child)
         return out
+
+
+def generations(
+    particles: int, arrivals: Sequence[Sequence[Arrival]], ended: Sequence[Live]
+) -> History:
+    """The populations of a cascade: all who have come to barrier t, or ended before it."""
+    history = History(particles)
+    done = [Arrival(parent, p.log_weight, p.strand.head, p.eve) for p, _, parent in ended]
+    before: dict[int, int] = {}
+    for t in range(len(arrivals) + 1 if ended else 0):
+        here = list(arrivals[t]) if t < len(arrivals) else []
+        parents = [a.parent for a in here]
+        places: dict[int, int] = {}
+        for i, one in enumerate(ended):
+            if one.passed <= t:
+                places[i] = len(here)
+                here.append(done[i])
+                parents.append(before.get(i, one.parent))
+        lw = np.array([a.lw for a in here])
+        history.add(
+            lw,
+            [a.head for a in here],
+            [a.eve for a in here],
+            log_sum_exp(lw) - math.log(particles),
+            np.array(parents, dtype=np.int64) if t else None,
+        )
+        before = places
+    return history

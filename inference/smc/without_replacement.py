@@ -27,6 +27,7 @@ from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.results.history import History
 from lmppl.inference.results.posterior import population_posterior
 from lmppl.random import Chance, fold
 from lmppl.types import Floats, Key
@@ -71,28 +72,51 @@ class WithoutReplacement(Engine):
         machine.draws = lambda p, m, key: m.dist.support(machine.env)
         guide, listing = Guide.of(self.guide), Enumerate()
         population = [machine.particle(0)]
-        step, cut = 0, False
+        places = np.zeros(1, dtype=np.int64)
+        history: History | None = None
+        step, cut, thinned = 0, False, False
         while any(not p.finished for p in population):
             # Extend
             yield from machine.advance(population, "site")
-            population = [q for p in population for q in listing._expand(machine, p) if not q.dead]
+            born = [
+                (q, place)
+                for p, place in zip(population, places.tolist(), strict=True)
+                for q in listing._expand(machine, p)
+                if not q.dead
+            ]
+            population = [q for q, _ in born]
+            history = history or History(len(population))
+            _told(history, population, [place for _, place in born])
+            places, thinned = np.arange(len(population)), len(population) > self.particles
             # Keep
-            if len(population) > self.particles:
+            if thinned:
                 v = np.array([p.log_weight for p in population])
                 if guide is not None:
                     v = v + (yield from guide.log_h(machine, population))
                 key = fold(machine.key, "keep", step)
                 log_kept = keep(v, self.particles, key, machine.env.chance)
                 population = _thinned(population, log_kept)
+                places = np.flatnonzero(log_kept < math.inf)
                 cut = True
             step += 1
         lw = np.array([p.log_weight for p in population])
         evidence = log_sum_exp(lw)
+        if history is not None and thinned:
+            _told(history, population, places.tolist())
         if not population:
             population = [machine.particle(0)]
             machine.kill(population[0], *(*machine.killed_values.items(), ("?", "?"))[0])
         spread = math.nan if cut else 0.0
-        return population_posterior(machine, self, population, evidence, evidence_se=spread)
+        return population_posterior(
+            machine, self, population, evidence, history, evidence_se=spread
+        )
+
+
+def _told(history: History, population: list[Particle], parents: list[int]) -> None:
+    """The next population, each with its place in the one before."""
+    lw = np.array([p.log_weight for p in population])
+    heads, eves = [p.strand.head for p in population], [p.eve for p in population]
+    history.add(lw, heads, eves, log_sum_exp(lw), np.array(parents, dtype=np.int64))
 
 
 def _thinned(population: list[Particle], log_kept: Floats) -> list[Particle]:

@@ -18,7 +18,8 @@ import time
 import numpy as np
 
 from lmppl.inference.questions.compare import wilson
-from lmppl.inference.results.posterior import History, Posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import Posterior
 from lmppl.trace import Trace
 from lmppl.types import Floats, Ints
 from lmppl.weights import ess, log_mean_exp

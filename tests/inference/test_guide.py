@@ -30,7 +30,8 @@ from lmppl.errors import BadArgument
 from lmppl.inference import SMC, Guide, infer, tokens
 from lmppl.inference.guide import partial_trace
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.inference.results.posterior import History, population_posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.lm.table import TableLM
 from lmppl.potentials import Prefix, Value
 from lmppl.steps import steps_of

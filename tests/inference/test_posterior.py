@@ -27,7 +27,7 @@ from lmppl.inference import (
     infer_many,
 )
 from lmppl.inference.results.estimates import Marginal
-from lmppl.inference.results.posterior import History
+from lmppl.inference.results.history import History
 from lmppl.lm.table import TableLM
 from lmppl.trace import Entry, Trace
 from lmppl.types import Floats

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from lmppl.inference.results.posterior import History, Posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import Posterior
 from lmppl.trace import Trace
 
 

@@ -16,7 +16,7 @@ from lmppl.errors import DataError
 from lmppl.inference import SMC, Enumerate, Greedy, Importance, Posterior, infer
 from lmppl.inference.questions.compare import wilson
 from lmppl.inference.results.files import posterior_summary
-from lmppl.inference.results.posterior import History
+from lmppl.inference.results.history import History
 from lmppl.inference.view.charts import bar, curve, interval_bar, number
 from lmppl.inference.view.report import posterior_html, run_report
 from lmppl.inference.view.run_report import POLICY, check, gold_mass
