@@ -29,7 +29,8 @@ from lmppl.program import program
 from lmppl.rewards import Reward
 from lmppl.roles import choose, reward
 from lmppl.strings import LM, power
-from lmppl.text import Text, prompt
+from lmppl.templates import prompt
+from lmppl.text import Text
 
 __version__ = "0.1.0"
 

@@ -36,7 +36,7 @@ class NumPyro(Distribution):
 
     def draw(self, key: Key, env: Env) -> Draw:
         """Draw by enumeration where there is one, else by JAX."""
-        if self._finite:
+        if self.finite:
             pairs = self.support(env)
             k = draw(env.chance, key, np.array([lp for _, lp in pairs]))
             return Draw(pairs[k][0], pairs[k][1], pairs[k][1])
@@ -65,12 +65,13 @@ class NumPyro(Distribution):
             ) from None
 
     @property
-    def _finite(self) -> bool:
+    def finite(self) -> bool:
+        """Whether `support` lists its values."""
         return bool(getattr(self.dist, "has_enumerate_support", False)) and self.dist.shape() == ()
 
     def support(self, env: Env) -> list[tuple[Any, float]]:
         """The finite support of a scalar discrete distribution."""
-        if not self._finite:
+        if not self.finite:
             raise NotFinite(
                 f"{type(self.dist).__name__} has no finite support",
                 fix="use SMC or Importance, or a discrete distribution",

@@ -1,25 +1,23 @@
-"""`Text`, the value of a string site, and `prompt`, which remembers where its parts came from.
+"""`Text`, the value of a string site, which remembers where its parts came from.
 
 A `Text` is a `str` in every respect (equality, hash, formatting) that also keeps the token ids it
 was drawn as, their log-probabilities, why it ended, and its **spans**: which stretch came from
-which site. `+`, slices, `strip`, `split`, `replace`, changes of case and `Text(sep).join` keep spans;
-f-strings, `"".join`, `%` and `str.format` return a plain `str` and lose them.
-`prompt("... {thought} ...", thought=thought)` keeps them exactly. Never infer independence from
+which site. `+`, `*`, slices, `strip`, `split`, `replace`, `ljust`, changes of case and
+`Text(sep).join` keep spans; f-strings, `"".join`, `%` and `str.format` return a plain `str` and lose
+them.
+`lmppl.prompt("... {thought} ...", thought=thought)` keeps them exactly. Never infer independence from
 missing spans: `lmppl.graphs.graph_of` finds what went where however it was written.
 """
 
 from __future__ import annotations
 
 import math
-import string
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-from lmppl.errors import BadArgument, excerpt
 
 SHORT = 64
 """Texts of more tokens keep them packed."""
@@ -167,6 +165,11 @@ class Text(str):
         )
 
     @property
+    def tokens(self) -> int:
+        """How many tokens it was drawn as; 0 for a text not drawn."""
+        return 0 if self._ids is None else len(self._ids)
+
+    @property
     def log_prob(self) -> float | None:
         """Σ log p of its tokens; None for a text that was not drawn."""
         return None if self._logps is None else math.fsum(self._logps)
@@ -187,6 +190,12 @@ class Text(str):
         if not isinstance(other, str):
             return NotImplemented
         return concat((other, self))
+
+    def __mul__(self, count: SupportsIndex) -> Text:
+        """Repeat, keeping the spans of every copy."""
+        return concat((self,) * count.__index__())
+
+    __rmul__ = __mul__
 
     def __getitem__(self, index: SupportsIndex | slice) -> Text:
         """Slice, keeping the spans of what is left (steps of 1 only keep them)."""
@@ -215,6 +224,15 @@ class Text(str):
     def rstrip(self, chars: str | None = None, /) -> Text:
         """`str.rstrip`, keeping spans."""
         return self._cut(str.rstrip(self, chars), 0)
+
+    def ljust(self, width: SupportsIndex, fillchar: str = " ", /) -> Text:
+        """`str.ljust`, keeping spans."""
+        return Text(str.ljust(self, width, fillchar), spans=self.spans)
+
+    def rjust(self, width: SupportsIndex, fillchar: str = " ", /) -> Text:
+        """`str.rjust`, keeping spans."""
+        padded = str.rjust(self, width, fillchar)
+        return concat((padded[: len(padded) - len(self)], self))
 
     def removeprefix(self, prefix: str, /) -> Text:
         """`str.removeprefix`, keeping spans."""
@@ -282,6 +300,14 @@ class Text(str):
         """`str.upper`, keeping spans where no letter becomes several."""
         return self._cased(str.upper(self))
 
+    def casefold(self) -> Text:
+        """`str.casefold`, keeping spans where no letter becomes several."""
+        return self._cased(str.casefold(self))
+
+    def swapcase(self) -> Text:
+        """`str.swapcase`, keeping spans where no letter becomes several."""
+        return self._cased(str.swapcase(self))
+
     def capitalize(self) -> Text:
         """`str.capitalize`, keeping spans where no letter becomes several."""
         return self._cased(str.capitalize(self))
@@ -341,54 +367,3 @@ def concat(parts: tuple[str, ...]) -> Text:
             spans += [Span(s.start + at, s.stop + at, s.address) for s in part.spans]
         at += len(part)
     return Text("".join(map(str, parts)), spans=tuple(spans))
-
-
-def prompt(template: str, /, **values: object) -> Text:
-    r"""Fill `{name}` fields of a template and keep which site each part came from.
-
-    Only plain names are fields; `{{` and `}}` are literal braces. Values are inserted as they are:
-    braces inside them mean nothing. Numbers and other values are shown by `str`.
-
-    Raises:
-        BadArgument: a field without a value, a value without a field, or a field that is not a
-            plain name.
-
-    >>> prompt("Q: {q} A:", q=Text("why?", address="question")).spans
-    (Span(start=3, stop=7, address='question'),)
-    """
-    parts: list[str] = []
-    used = set()
-    try:
-        fields = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise BadArgument(
-            f"prompt template: {error}",
-            value=excerpt(template),
-            fix="write {{ and }} for literal braces",
-        ) from None
-    for literal, name, spec, conversion in fields:
-        parts.append(literal)
-        if name is None:
-            continue
-        if not name.isidentifier() or spec or conversion:
-            raise BadArgument(
-                f"prompt field {{{name}}} is not a plain name",
-                value=excerpt(template),
-                fix="format the value first and pass it by a name; write {{ and }} for literal braces",
-            )
-        if name not in values:
-            raise BadArgument(
-                f"prompt field {{{name}}} has no value",
-                value=excerpt(template),
-                fix=f"pass {name}=..., or write {{{{{name}}}}} for literal braces",
-            )
-        used.add(name)
-        value = values[name]
-        parts.append(value if isinstance(value, str) else str(value))
-    if unused := sorted(set(values) - used):
-        raise BadArgument(
-            f"prompt values {', '.join(unused)} have no field",
-            value=excerpt(template),
-            fix=f"write {{{unused[0]}}} in the template, or leave the value out",
-        )
-    return concat(tuple(parts))

@@ -89,16 +89,17 @@ function derive() {
     children[i].sort((a, b) => mass[b] - mass[a] || a - b);
   }
   const order = Array.from({ length: N }, (_, i) => i).sort((a, b) => (P.w[b] || 0) - (P.w[a] || 0) || a - b);
-  // the ancestor of each final particle in every population
+  // the barriers' final population, and the ancestor of each of its particles in every one before
+  const end = S.last || P, E = end.leaf.length, ranked = S.last ? Array.from({ length: E }, (_, i) => i).sort((a, b) => (end.w[b] || 0) - (end.w[a] || 0) || a - b) : order;
   const T = Math.max(S.steps.length - 1, 0), lines = new Array(T + 1), told = S.told && S.steps.length > 0; // the last step is the end
   if (told) {
-    lines[T] = Int32Array.from({ length: N }, (_, i) => i);
+    lines[T] = Int32Array.from({ length: E }, (_, i) => i);
     for (let t = T - 1; t >= 0; t--) {
       const up = S.steps[t].parents;
       lines[t] = up ? Int32Array.from(lines[t + 1], (i) => up[i]) : lines[t + 1];
     }
   }
-  Object.assign(D, { n, N, T, K, parent, depth, mass, copies, children, hue, order, lines, told });
+  Object.assign(D, { n, N, T, K, E, end, ranked, parent, depth, mass, copies, children, hue, order, lines, told, own: told && !S.last });
 }
 
 const textOf = (node) => S.strings[S.nodes.text[node]];

@@ -37,6 +37,7 @@ from lmppl.inference.results.summary import answers, hashable
 from lmppl.inference.view.forest import Forest
 from lmppl.inference.view.tsne import tsne
 from lmppl.lm.load import as_models
+from lmppl.text import Text
 from lmppl.trace import Trace
 from lmppl.types import Floats
 
@@ -238,10 +239,11 @@ def _curves(
         uncertain += w * bits[at]
         for k, node in enumerate(at.tolist()):
             entry = forest.entries[node]
-            ids = None if entry is None else getattr(entry.value, "_ids", None)
-            if entry is not None and ids is not None and len(ids) and math.isfinite(entry.logp):
+            if entry is None or not isinstance(entry.value, Text):
+                continue
+            if entry.value.tokens and math.isfinite(entry.logp):
                 nats[k] -= w * entry.logp
-                tokens[k] += w * len(ids)
+                tokens[k] += w * entry.value.tokens
     perplexity = np.full(len(tau), math.nan)
     np.divide(nats, tokens, out=perplexity, where=tokens > 0)
     return consistent, uncertain, np.exp(perplexity)

@@ -40,10 +40,11 @@ function through() {
   const has = D.told && D.T > 0;
   $("through-section").hidden = !S.steps.length;
   if (!S.steps.length) return;
-  const values = (key) => S.steps.map((s) => s[key]), right = "end", cursor = view.step;
+  const values = (key) => S.steps.map((s) => s[key]), right = "end", cursor = view.step, most = Math.max(...values("n"));
+  put("whose", S.whose && `the barriers of ${S.whose}`);
   put("curves", S.steps.length > 1 && [
-    lineChart(`ESS of ${count(S.size)}`, [{ values: values("ess"), colour: COLOURS[0] }], { lo: 0, hi: S.size, right, cursor }),
-    lineChart("first ancestors left", [{ values: values("eves"), colour: COLOURS[2] }], { lo: 0, hi: S.size, right, cursor }),
+    lineChart(`ESS of ${count(most)}`, [{ values: values("ess"), colour: COLOURS[0] }], { lo: 0, hi: most, right, cursor }),
+    lineChart("first ancestors left", [{ values: values("eves"), colour: COLOURS[2] }], { lo: 0, hi: S.steps[0].n, right, cursor }),
     lineChart("log evidence so far", [{ values: values("logz"), colour: COLOURS[1] }], { right, cursor }),
   ], D.told && bars(view.step), has && flow());
   $("genealogy-box").hidden = !has;
@@ -71,14 +72,14 @@ function particles() {
 // One particle as a story: what was drawn, observed and weighed, in order.
 function story() {
   const i = view.particle, P = S.particles, nodes = path(P.leaf[i]), at = new Map();
-  if (D.told) S.steps.forEach((s, t) => {
+  if (D.own) S.steps.forEach((s, t) => {
     if (!s.at || t === D.T) return;
     const node = s.at[D.lines[t][i]];
     const children = s.parents ? s.parents.reduce((n, a) => n + (a === D.lines[t][i]), 0) : null;
     at.set(node, [...(at.get(node) || []), [t, s, children]]);
   });
   let total = 0, passed = true;
-  const limit = D.told && view.step < D.T && S.steps[view.step].at ? S.steps[view.step].at[D.lines[view.step][i]] : -1;
+  const limit = D.own && view.step < D.T && S.steps[view.step].at ? S.steps[view.step].at[D.lines[view.step][i]] : -1;
   const stops = (n) => (at.get(n) || []).map(([t, s, k]) => el("li", { class: `stop${view.step === t ? " on" : ""}` },
     el("button", { on: { click: () => { view.step = t; update(); } } }, `barrier ${t}`),
     ` ESS ${show(s.ess, 3)}${k === null ? "" : k === 1 ? ", resampled: one child" : `, resampled: ${count(k)} children`}`));
@@ -177,9 +178,9 @@ async function start() {
     if (!hit) return;
     const [t, i] = hit;
     view.step = t;
-    const child = D.order.find((k) => D.lines[t][k] === i && S.particles.answer[k] >= 0);
+    const child = D.own ? D.order.find((k) => D.lines[t][k] === i && S.particles.answer[k] >= 0) : undefined;
     if (child !== undefined) select(child);
-    else { update(); if (t < D.T && S.steps[t].at) choose(S.steps[t].at[i]); }
+    else { update(); if (S.steps[t].at && (t < D.T || !D.own)) choose(S.steps[t].at[i]); }
   });
   window.addEventListener("resize", () => later(through));
   summary(); costs(); update();

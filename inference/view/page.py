@@ -184,7 +184,7 @@ def _body(state: dict[str, Any], svg: str, plots: str) -> str:
 <section id="thoughts-section"><h2>Thoughts of a particle</h2><div id="graph-pick"></div><div class="side"><div id="thought-graph"></div><div id="thought-detail"></div></div></section>
 <section id="tree-section"><h2>Tree of thoughts</h2><label class="sub"><input type="checkbox" id="died" checked> branches that died out</label>
 <div class="scroll" id="tree"></div><div id="node-detail"></div></section>
-<section id="through-section"><h2>Through time</h2><div class="charts" id="curves"></div>
+<section id="through-section"><h2>Through time</h2><p class="sub" id="whose"></p><div class="charts" id="curves"></div>
 <div id="genealogy-box"><h3>Genealogy: who descends from whom; a click chooses a particle</h3><div><canvas id="genealogy"></canvas></div></div></section>
 <div class="two"><section><h2>Particles</h2><div class="scroll" id="particles"></div></section>
 <section><h2>Story</h2><div class="scroll" id="story"></div></section></div>

@@ -44,7 +44,7 @@ function flow(width = 320, height = 140, pad = 46) {
     const w = weights(t);
     if (!w) return null;
     const row = new Array(K + 2).fill(0), of = offspring(t);
-    for (let i = 0; i < D.N; i++) row[of[i] < 0 ? K + 1 : Math.min(of[i], K)] += w[i] || 0;
+    w.forEach((v, i) => { row[of[i] < 0 ? K + 1 : Math.min(of[i], K)] += v || 0; });
     shares.push(row);
   }
   const x = (t) => pad + (width - 8 - pad) * (T ? t / T : 0.5), y = (v) => height - 22 - (height - 30) * v;
@@ -83,10 +83,10 @@ function weights(t) {
 function offspring(t) {
   D.offspring = D.offspring || {};
   if (D.offspring[t]) return D.offspring[t];
-  const P = S.particles, best = new Float64Array(D.N), of = new Int32Array(D.N).fill(-1);
-  for (let i = 0; i < D.N; i++) {
-    const a = D.lines[t][i], w = P.w[i] || 0;
-    if (P.answer[i] >= 0 && w > best[a]) { best[a] = w; of[a] = P.answer[i]; }
+  const n = S.steps[t].n, best = new Float64Array(n), of = new Int32Array(n).fill(-1);
+  for (let i = 0; i < D.E; i++) {
+    const a = D.lines[t][i], w = D.end.w[i] || 0;
+    if (D.end.answer[i] >= 0 && w > best[a]) { best[a] = w; of[a] = D.end.answer[i]; }
   }
   return (D.offspring[t] = of);
 }
@@ -94,7 +94,7 @@ function offspring(t) {
 function bars(t, width = 320, height = 140, pad = 46) {
   const w = weights(t);
   if (!w) return null;
-  const of = D.told ? offspring(Math.min(t, D.T)) : S.particles.answer;
+  const of = offspring(Math.min(t, D.T));
   const ranked = w.map((v, i) => [v, of[i]]).sort((a, b) => b[0] - a[0]).slice(0, 400);
   const top = Math.max(ranked[0][0], 1e-12), step = (width - 8 - pad) / ranked.length;
   const shapes = new Map();
@@ -121,41 +121,44 @@ function genealogy(canvas) {
   pen.scale(scale, scale);
   const ink = getComputedStyle(canvas).color;
   const x = (t) => g.left + (width - g.left - g.right) * t / Math.max(D.T, 1);
-  const y = (i) => g.top + (g.height - g.top - g.bottom) * (i + 0.5) / D.N;
+  const size = (t) => S.steps[t].n, most = Math.max(...S.steps.map((s) => s.n));
+  const y = (i, t) => g.top + (g.height - g.top - g.bottom) * (i + 0.5) / size(t);
   const draw = (segments, stroke, thick, alpha) => {
     pen.globalAlpha = alpha; pen.strokeStyle = stroke; pen.lineWidth = thick;
     pen.beginPath();
-    for (const [t, a, b] of segments) { pen.moveTo(x(t), y(a)); pen.lineTo(x(t + 1), y(b)); }
+    for (const [t, a, b] of segments) { pen.moveTo(x(t), y(a, t)); pen.lineTo(x(t + 1), y(b, t + 1)); }
     pen.stroke();
   };
-  const seen = new Set(), faint = [], rows = Math.min(D.N, 300);
-  const cell = (i) => Math.floor(i * rows / D.N);
+  const seen = new Set(), faint = [], rows = Math.min(most, 300);
+  const cell = (i, t) => Math.floor(i * rows / size(t));
   for (let t = 0; t < D.T; t++) {
     const up = S.steps[t].parents;
-    for (let i = 0; i < D.N; i++) {
-      const a = up ? up[i] : i, key = (t * rows + cell(a)) * rows + cell(i);
+    for (let i = 0; i < size(t + 1); i++) {
+      const a = up ? up[i] : i, key = (t * rows + cell(a, t)) * rows + cell(i, t + 1);
       if (!seen.has(key)) { seen.add(key); faint.push([t, a, i]); }
     }
   }
-  draw(faint, OTHER, 0.6, D.N > 200 ? 0.25 : 0.4);
+  draw(faint, OTHER, 0.6, most > 200 ? 0.25 : 0.4);
   const alive = new Map();
-  for (const i of [...D.order].reverse()) {
-    if (S.particles.answer[i] < 0) continue;
-    const stroke = colour(S.particles.answer[i]);
+  for (const i of [...D.ranked].reverse()) {
+    if (D.end.answer[i] < 0) continue;
+    const stroke = colour(D.end.answer[i]);
     if (!alive.has(stroke)) alive.set(stroke, new Map());
     const of = alive.get(stroke);
     for (let t = 0; t < D.T; t++) {
       const a = D.lines[t][i], b = D.lines[t + 1][i];
-      of.set((t * rows + cell(a)) * rows + cell(b), [t, a, b]);
+      of.set((t * rows + cell(a, t)) * rows + cell(b, t + 1), [t, a, b]);
     }
   }
-  for (const [stroke, of] of alive) draw(of.values(), stroke, D.N > 200 ? 0.9 : 1.5, 0.75);
+  for (const [stroke, of] of alive) draw(of.values(), stroke, most > 200 ? 0.9 : 1.5, 0.75);
   const chosen = view.particle, own = [];
-  for (let t = 0; t < D.T; t++) own.push([t, D.lines[t][chosen], D.lines[t + 1][chosen]]);
-  draw(own, ink, 2.4, 0.95);
-  pen.globalAlpha = 1;
-  pen.fillStyle = ink;
-  pen.beginPath(); pen.arc(x(D.T), y(chosen), 4, 0, 7); pen.fill();
+  if (D.own) {
+    for (let t = 0; t < D.T; t++) own.push([t, D.lines[t][chosen], D.lines[t + 1][chosen]]);
+    draw(own, ink, 2.4, 0.95);
+    pen.globalAlpha = 1;
+    pen.fillStyle = ink;
+    pen.beginPath(); pen.arc(x(D.T), y(chosen, D.T), 4, 0, 7); pen.fill();
+  }
   pen.globalAlpha = 0.7; pen.strokeStyle = "#cc5566"; pen.lineWidth = 1.5;
   pen.beginPath(); pen.moveTo(x(view.step), 4); pen.lineTo(x(view.step), g.height - g.bottom + 4); pen.stroke();
   S.steps.forEach((s, t) => { if (s.resampled) pen.fillRect(x(t + 1) - 1, g.height - g.bottom + 2, 2, 5); });
@@ -165,8 +168,9 @@ function genealogy(canvas) {
   return (event) => { // the population and particle under the pointer
     const box = canvas.getBoundingClientRect();
     const t = Math.round((event.clientX - box.left - g.left) / ((width - g.left - g.right) / Math.max(D.T, 1)));
-    const i = Math.floor((event.clientY - box.top - g.top) / ((g.height - g.top - g.bottom) / D.N));
-    return t >= 0 && t <= D.T && i >= 0 && i < D.N ? [t, i] : null;
+    if (t < 0 || t > D.T) return null;
+    const i = Math.floor((event.clientY - box.top - g.top) / ((g.height - g.top - g.bottom) / size(t)));
+    return i >= 0 && i < size(t) ? [t, i] : null;
   };
 }
 

@@ -111,12 +111,20 @@ def _curves(posterior: Posterior) -> str:
     history = posterior.history
     if history is None or len(history.ess) < 2:
         return ""
-    n = history.particles
+    sizes = history.sizes
+    most = max(sizes)
     marks = [t for t, a in enumerate(history.ancestors) if a is not None]
     drawn = "".join(
         [
-            curve(history.ess, f"ESS of {n:,}", marks=marks, bottom=0, top=n),
-            curve(history.eves, "first ancestors left", marks=marks, bottom=0, top=n, colour=GREEN),
+            curve(history.ess, f"ESS of {most:,}", marks=marks, bottom=0, top=most),
+            curve(
+                history.eves,
+                "first ancestors left",
+                marks=marks,
+                bottom=0,
+                top=sizes[0],
+                colour=GREEN,
+            ),
             curve(history.log_evidence, "log evidence so far", marks=marks, colour=RED),
         ]
     )
@@ -124,9 +132,11 @@ def _curves(posterior: Posterior) -> str:
         f"{len(marks):,} resamplings (marked red below the lines)" if marks else "never resampled"
     )
     tree = ""
-    if marks and n > 1:
-        tree = f"<h3>Genealogy</h3>{genealogy_svg(history.ancestors, n, posterior.weights)}"
-    return f'<h3>By barrier: {resampled}</h3><div class="charts">{drawn}</div>{tree}'
+    own = history.fixed and not history.whose
+    if own and marks and most > 1:
+        tree = f"<h3>Genealogy</h3>{genealogy_svg(history.ancestors, most, posterior.weights)}"
+    of = f" of {text(history.whose)}" if history.whose else ""
+    return f'<h3>By barrier{of}: {resampled}</h3><div class="charts">{drawn}</div>{tree}'
 
 
 def _heaviest(posterior: Posterior) -> list[tuple[Trace, float, int]]:

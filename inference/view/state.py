@@ -6,7 +6,8 @@
 | `nodes` | the tree of thoughts in columns: `up` (how far back the parent is), `site`, `text`, `logp`, `logw`, `tokens` |
 | `sites` | [operation, address] |
 | `particles` | `leaf` (a node), `lw`, `w`, `answer`, `eve`, in columns |
-| `steps` | one object per barrier: ess, logz, eves, parents, lw, at (the node of each particle) |
+| `steps` | one object per barrier: n, ess, logz, eves, parents, lw, at (the node of each particle) |
+| `last` | `leaf`, `lw`, `w`, `answer` of the barriers' final population, where it is not `particles` |
 | `answers` | [text, probability, standard error] |
 | `costs`, `models` | by site, by model |
 | `graphs` | recorded thought graphs, by node |
@@ -27,8 +28,11 @@ from lmppl.graphs.thoughts.record import GraphRecord, is_recorded
 from lmppl.inference.results.summary import answers, hashable
 from lmppl.inference.view.forest import Forest, shown
 from lmppl.ledger import SiteCost
+from lmppl.text import Text
+from lmppl.weights import normalize
 
 if TYPE_CHECKING:
+    from lmppl.inference.results.history import History
     from lmppl.inference.results.posterior import Posterior
 
 VERSION = 1
@@ -38,6 +42,7 @@ PARTICLES = 4_000
 """The heaviest particles that are told; all of them count in the answers."""
 
 Put = Callable[[str], int]
+Row = Callable[[Any, float], int]
 
 
 def run_state(
@@ -55,10 +60,12 @@ def run_state(
     kept = told(posterior)
     leaves = [forest.add(posterior.traces[i]) for i in kept]
     low, high = posterior.log_evidence_interval()
-    steps = _steps(posterior, forest, kept, leaves)
+    table, rows = _answers(posterior, put)
+    of_particle = [rows(t, w) for t, w in zip(posterior.traces, posterior.weights, strict=True)]
+    last = _last(posterior.history, forest, rows)
+    steps = _steps(posterior, forest, kept, leaves, last)
     for head in getattr(posterior, "tried", ()):  # what a search has given up
         forest.stand(head)
-    table, of_particle = _answers(posterior, put)
     book = posterior.ledger
     state: dict[str, Any] = {
         "version": VERSION,
@@ -89,7 +96,9 @@ def run_state(
         },
         "answers": table,
         "steps": steps,
-        "told": posterior.history is not None and posterior.history.particles == len(kept),
+        "whose": "" if posterior.history is None else posterior.history.whose,
+        "last": last,
+        "told": bool(steps) and "lw" in steps[-1],
         "costs": _costs(posterior),
         "models": [
             [name, m.calls, m.passes, m.tokens_in, m.tokens_out] for name, m in book.models.items()
@@ -132,10 +141,10 @@ def stencil(address: str) -> str:
     return re.sub(r"\[\d+\]", "[i]", address)
 
 
-def _answers(posterior: Posterior, put: Put) -> tuple[list[list[Any]], list[int]]:
-    """Rows of answers, and the row of each particle; -1 has none, dead ones."""
+def _answers(posterior: Posterior, put: Put) -> tuple[list[list[Any]], Row]:
+    """Rows of answers, and which row a trace of a weight has; -1 has none, dead ones."""
     if posterior.dead:
-        return [], [-1] * len(posterior)
+        return [], lambda trace, weight: -1
     found = answers(posterior)
     listed = list(found.items())
     rows = [[put(shown(v)), number(p), number(found.se.get(v, 0.0))] for v, p in listed[:ANSWERS]]
@@ -143,24 +152,44 @@ def _answers(posterior: Posterior, put: Put) -> tuple[list[list[Any]], list[int]
     if len(listed) > ANSWERS:
         rest = math.fsum(p for _, p in listed[ANSWERS:])
         rows.append([put(f"{len(listed) - ANSWERS:,} other answers"), number(rest), None])
-    of = [
-        place.get(hashable(t.result), -1) if w > 0 else -1
-        for t, w in zip(posterior.traces, posterior.weights, strict=True)
-    ]
-    return rows, of
+    return rows, lambda trace, w: place.get(hashable(trace.result), -1) if w > 0 else -1
+
+
+def _last(history: History | None, forest: Forest, row: Row) -> dict[str, Any] | None:
+    """The final population of barriers that are not the posterior's own."""
+    if history is None or history.last is None or len(history.last.traces) > PARTICLES:
+        return None
+    traces, lw = history.last
+    weights = normalize(lw)
+    return {
+        "leaf": [forest.add(t) for t in traces],
+        "lw": [number(v, 6) for v in lw],
+        "w": [number(v) for v in weights],
+        "answer": [row(t, w) for t, w in zip(traces, weights, strict=True)],
+    }
 
 
 def _steps(
-    posterior: Posterior, forest: Forest, kept: Sequence[int], leaves: Sequence[int]
+    posterior: Posterior,
+    forest: Forest,
+    kept: Sequence[int],
+    leaves: Sequence[int],
+    last: dict[str, Any] | None,
 ) -> list[dict[str, Any]]:
     """The barriers, the end as the last one; where particles are left out, only their totals."""
     history = posterior.history
     if history is None:
         return []
-    whole = len(kept) == history.particles
+    sizes = history.sizes
+    if history.whose:
+        whole, end = last is not None, last
+    else:
+        whole = len(kept) == sizes[-1] == len(posterior)
+        end = {"leaf": leaves, "lw": [number(w, 6) for w in posterior.log_weights]}
     out = []
     for t, parents in enumerate(history.ancestors):
         step: dict[str, Any] = {
+            "n": sizes[t],
             "ess": number(history.ess[t]),
             "logz": number(history.log_evidence[t], 6),
             "eves": int(history.eves[t]),
@@ -172,9 +201,8 @@ def _steps(
             step["lw"] = [number(w) for w in history.log_weights[t]]
         if whole and t < len(history.heads):
             step["at"] = [forest.stand(h) for h in history.heads[t]]
-        if whole and t == len(history.ess) - 1 and parents is None:
-            step["lw"] = [number(w) for w in posterior.log_weights]
-            step["at"] = list(leaves)
+        if end is not None and whole and t == len(history.ess) - 1:
+            step["lw"], step["at"] = list(end["lw"]), list(end["leaf"])
         out.append(step)
     return out
 
@@ -193,8 +221,7 @@ def _nodes(forest: Forest, put: Put) -> dict[str, Any]:
         columns["text"].append(put(forest.texts[node]))
         columns["logp"].append(number(entry.logp))
         columns["logw"].append(number(entry.logw))
-        ids = getattr(entry.value, "_ids", None)
-        columns["tokens"].append(0 if ids is None else len(ids))
+        columns["tokens"].append(entry.value.tokens if isinstance(entry.value, Text) else 0)
     return {**columns, "sites": [list(pair) for pair in sites]}
 
 

@@ -98,6 +98,11 @@ def test_join_case_and_affixes() -> None:
     assert ("say " + a).removeprefix("say ").spans == (Span(0, 3, "a"),)
     assert (a + "!").removesuffix("!").spans == (Span(0, 3, "a"),)
     assert Text("x b", address="a").split("ab") == ["x b"]
+    assert ("ß" + a).casefold().spans == () and a.swapcase().spans == (Span(0, 3, "a"),)
+    assert a * 2 == 2 * a == "oneone" and (a * 2).spans == (Span(0, 3, "a"), Span(3, 6, "a"))
+    assert a.ljust(5, ".") == "one.." and a.ljust(5).spans == (Span(0, 3, "a"),)
+    assert a.rjust(5) == "  one" and a.rjust(5).spans == (Span(2, 5, "a"),)
+    assert a.rjust(2) == a.ljust(2) == a
 
 
 @pytest.mark.parametrize("name", ["split", "rsplit", "partition"])
