@@ -87,6 +87,22 @@ def http_stub() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def reports() -> ModuleType:
+    """`tests/reports.py`: a program, its page read back, hostile text in every field."""
+    return helper("reports")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, by `tests/browser.py`; without one its tests are skipped."""
+    driver = helper("browser")
+    if driver.chromium() is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with driver.Browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def async_programs() -> ModuleType:
     """The same programs as `async def`."""
     found: ModuleType = helper("asyncify").asyncify(

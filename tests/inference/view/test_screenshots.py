@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -44,14 +43,8 @@ def pixels(png: bytes) -> tuple[int, int, int]:
 
 
 def test_the_pictures_of_the_page(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = importlib.util.spec_from_file_location("lmppl_tests_shots", root / "tests/browser.py")
-    assert spec is not None and spec.loader is not None
-    driver: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(driver)
-    if driver.chromium() is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
     page = (root / "docs/reading_a_report.md").read_text()
     first = re.search(r"```python\n(.*?)```", page, re.S)
     assert first is not None
@@ -60,16 +53,15 @@ def test_the_pictures_of_the_page(
         exec(compile(first[1], "docs/reading_a_report.md", "exec"), {"__name__": "page"})
     asked = os.environ.get("LMPPL_SCREENSHOTS")
     folder = root / asked if asked else tmp_path
-    with driver.Browser() as browser:
-        opened = browser.open((tmp_path / "run.html").as_uri(), width=1180)
-        opened.wait(READY)
-        for name, query in PICTURES.items():
-            top, height = opened.evaluate(BOX.replace("QUERY", repr(query)))
-            path = folder / f"report_{name}.png"
-            opened.screenshot(path, 1180, int(height), int(top))
-            width, tall, colours = pixels(path.read_bytes())
-            assert width == 1180 and tall == int(height) > 150 and colours > 20, name
-            assert f"images/report_{name}.png" in page
-        assert opened.log == []
+    opened = browser.open((tmp_path / "run.html").as_uri(), width=1180)
+    opened.wait(READY)
+    for name, query in PICTURES.items():
+        top, height = opened.evaluate(BOX.replace("QUERY", repr(query)))
+        path = folder / f"report_{name}.png"
+        opened.screenshot(path, 1180, int(height), int(top))
+        width, tall, colours = pixels(path.read_bytes())
+        assert width == 1180 and tall == int(height) > 150 and colours > 20, name
+        assert f"images/report_{name}.png" in page
+    assert opened.log == []
     for name in re.findall(r"images/(report_\w+\.png)", page):
         assert (root / "docs/images" / name).is_file(), f"{name} is missing: see the first lines"
