@@ -196,7 +196,7 @@ def _graph(found: Scopes) -> tuple[FactorGraph, list[tuple[str, tuple[Id, ...]]]
                 if event.op == "sample" and not event.fixed:
                     asked["support", event.law.fingerprint] = _support(source, event.law)
                 elif event.op in ("sample", "observe") and not event.masked:
-                    asked[_score_key(event)] = source._term(event)
+                    asked[_score_key(event)] = source.term(event)
     source.memory.all(asked)
     domains = {
         v: tuple(ABSENT if x is None else source.values[x] for x in ids)

@@ -8,11 +8,12 @@
     layer l:   steps.more -> new tasks, or the final answer
     at last:   steps.final
 
-All tasks of a layer, nested ones included, run together. Every step is a node: its sites are part
-of the program, so any engine gives a posterior over the answer. The graph is acyclic whatever is
-proposed; an ill-formed proposal (`NodeFailed`) costs a retry, and after the last one the question
-itself is the only task (in a later layer: the answer is asked for). A task that fails for good has
-the answer `Failed`.
+All tasks of a layer, nested ones included, run together: the nodes of a nested graph have the name
+of its task before their own. Every step is a node: its sites are part of the program, so any engine
+gives a posterior over the answer. The graph is acyclic whatever is proposed; an ill-formed proposal
+(`NodeFailed`) costs a retry, and after the last one the question itself is the only task (in a later
+layer: the answer is asked for). A task that fails for good has the answer `Failed`. One budget holds
+for all nested graphs: a task whose tasks it refuses is answered directly, a layer by what is known.
 
 `max_depth=0` with one task is chain of thought; one layer without depth is a tree of thoughts.
 
@@ -24,7 +25,7 @@ Reference: Pandey, Ghukasyan, Goktas and Radha, Adaptive Graph of Thoughts (2025
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -37,6 +38,8 @@ from lmppl.graphs.thoughts.node import Failed, Node, Spawn
 
 Known = Sequence[tuple[Any, Any]]
 """(task, answer) pairs."""
+Names = tuple[tuple[str, Any], ...]
+"""Nodes, and the task of each."""
 
 
 class Steps(Protocol):
@@ -98,7 +101,7 @@ def agot(
         steps: the solver: `LMSteps`, or any object with its methods.
         limits: depth, width, layers, the threshold.
         name: the scope.
-        budget: of the outermost graph.
+        budget: of the graph and all nested ones.
 
     >>> from lmppl import program
     >>> from lmppl.graphs.methods import agot
@@ -111,73 +114,82 @@ def agot(
     >>> program(lambda: agot(13, Halves()))()
     13
     """
-    return _nested(question, steps, limits or Limits(), 0, name, budget)
-
-
-def _nested(
-    task: Any, steps: Steps, limits: Limits, depth: int, name: str, budget: Budget | None = None
-) -> Any:
-    found = graph(name, [_Layers(task, steps, limits, depth).planner(0, ())], budget=budget)
-    return found["plan0"]
+    first = _Layers(question, steps, limits or Limits(), 0, "").planner(0, ())
+    return graph(name, [first], budget=budget)[first.name]
 
 
 class _Layers:
-    """The nodes of one graph."""
+    """The nodes of one graph; those of a nested one begin with the name of its task."""
 
-    def __init__(self, task: Any, steps: Steps, limits: Limits, depth: int) -> None:
-        self.task, self.steps, self.limits, self.depth = task, steps, limits, depth
+    def __init__(self, task: Any, steps: Steps, limits: Limits, depth: int, prefix: str) -> None:
+        self.task, self.steps, self.limits = task, steps, limits
+        self.depth, self.prefix = depth, prefix
 
-    def planner(self, layer: int, done: tuple[tuple[str, Any], ...]) -> Node:
+    def planner(self, layer: int, done: Names) -> Node:
         """The node that makes a layer of what is known; `done` are names and tasks."""
-
-        def last(known: Known) -> Any:
-            return self.steps.final(self.task, known)
+        reads = tuple(name for name, _ in done)
+        last = partial(self._last, done)
 
         def plan(*answers: Any) -> Any:
-            known = [(task, answer) for (_, task), answer in zip(done, answers, strict=True)]
             if layer >= self.limits.max_layers:
-                return last(known)
+                return last(*answers)
             most = self.limits.tasks(self.depth)
             ask = self.steps.more if layer else None
+            known = _known(done, answers)
             found = ask(self.task, known, most) if ask else self.steps.initial(self.task, most)
             tasks = None if found is None else list(found)[:most]
-            return last(known) if not tasks else self._layer(layer, tasks, done)
+            return last(*answers) if not tasks else self._layer(layer, tasks, done)
 
         def anew(_: Failed, *answers: Any) -> Any:
-            known = [(task, answer) for (_, task), answer in zip(done, answers, strict=True)]
-            return last(known) if layer else self._layer(0, [self.task], done)
+            return last(*answers) if layer else self._layer(0, [self.task], done)
 
         return Node(
-            f"plan{layer}", plan, tuple(name for name, _ in done),
-            retries=self.limits.retries, replan=anew, tolerant=True, kind="plan",
+            f"{self.prefix}plan{layer}", plan, reads, retries=self.limits.retries, replan=anew,
+            on_failure="skip", tolerant=True, kind="plan",
         )  # fmt: skip
 
-    def _layer(self, layer: int, tasks: list[Any], done: tuple[tuple[str, Any], ...]) -> Spawn:
+    def _last(self, done: Names, *answers: Any) -> Any:
+        return self.steps.final(self.task, _known(done, answers))
+
+    def _layer(self, layer: int, tasks: list[Any], done: Names) -> Spawn:
         new: list[Node] = []
         names = list(done)
         for i, task in enumerate(tasks):
-            name = f"task{layer}.{i}"
+            name = f"{self.prefix}task{layer}.{i}"
             after = task.after if isinstance(task, Task) else ()
             reads = [names[n - 1] for n in dict.fromkeys(after) if 1 <= n <= len(names)]
-            solve = partial(self._solve, task, tuple(t for _, t in reads))
-            new.append(
-                Node(
-                    name,
-                    solve,
-                    tuple(n for n, _ in reads),
-                    retries=self.limits.retries,
-                    on_failure="skip",
-                    kind="task",
-                )  # fmt: skip
-            )
+            solve = partial(self._solve, name, task, tuple(reads))
+            new.append(self._task(name, solve, reads))
             names.append((name, task))
         planner = self.planner(layer + 1, tuple(names))
-        return Spawn([*new, planner], becomes=planner.name)
+        stop = partial(self._last, done) if layer else partial(self._execute, self.task, ())
+        instead = self._task(f"{self.prefix}last{layer}", stop, done, tolerant=True)
+        return Spawn([*new, planner], becomes=planner.name, otherwise=instead)
 
-    def _solve(self, task: Any, read: tuple[Any, ...], *answers: Any) -> Any:
-        known = list(zip(read, answers, strict=True))
+    def _task(
+        self, name: str, fn: Callable[..., Any], reads: Iterable[tuple[str, Any]],
+        tolerant: bool = False,
+    ) -> Node:  # fmt: skip
+        return Node(
+            name, fn, tuple(n for n, _ in reads), retries=self.limits.retries, on_failure="skip",
+            tolerant=tolerant, kind="task",
+        )  # fmt: skip
+
+    def _solve(self, name: str, task: Any, read: Names, *answers: Any) -> Any:
+        known = _known(read, answers)
         if self.depth < self.limits.max_depth:
             simple = float(self.steps.simple(task, known, self.depth))
             if simple < self.limits.threshold:
-                return _nested(task, self.steps, self.limits, self.depth + 1, "graph")
-        return self.steps.execute(task, known)
+                inside = _Layers(task, self.steps, self.limits, self.depth + 1, f"{name}.")
+                first = inside.planner(0, ())
+                direct = partial(self._execute, task, read)
+                instead = self._task(f"{name}.direct", direct, read)
+                return Spawn([first], becomes=first.name, otherwise=instead)
+        return self._execute(task, read, *answers)
+
+    def _execute(self, task: Any, read: Names, *answers: Any) -> Any:
+        return self.steps.execute(task, _known(read, answers))
+
+
+def _known(tasks: Names, answers: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return [(task, answer) for (_, task), answer in zip(tasks, answers, strict=True)]

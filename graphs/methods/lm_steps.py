@@ -16,7 +16,7 @@ from lmppl.graphs.methods.adaptive import Known
 from lmppl.graphs.methods.proposals import Task, listed, parse_tasks, task_regex, task_schema
 from lmppl.primitives import sample
 from lmppl.strings import LM
-from lmppl.text import prompt
+from lmppl.templates import prompt
 
 INITIAL = """\
 Split the question into tasks that can be done on their own.

@@ -200,7 +200,7 @@ def listed(law: Distribution) -> list[Any] | None:
             values = [v for v, lw in pairs if lw > NEG_INF]
         elif isinstance(part, Choice):
             values = [Text(v) if isinstance(v, str) else v for v in part.values]
-        elif isinstance(part, NumPyro) and part._finite:
+        elif isinstance(part, NumPyro) and part.finite:
             values = [v for v, _ in part.support(_NO_ENV)]
         else:
             return None

@@ -24,6 +24,7 @@ from lmppl.lm.load import as_models, shared
 from lmppl.messages import Message
 from lmppl.outside import run_here
 from lmppl.random import GumbelMax, fold
+from lmppl.text import Text
 from lmppl.values import freeze
 from lmppl.weights import check_log_weight, total
 
@@ -174,6 +175,6 @@ def _score(event: Event, env: Env) -> Callable[[], Any]:
 def _key(event: Event) -> int:
     """Equal for equal laws and values; a drawn text is scored by its own tokens."""
     value = _scored_value(event)
-    ids = getattr(value, "_ids", None)
-    own = 0 if ids is None else fold(int(value.scheme or 0), *(int(i) for i in ids))
+    ids = value.token_ids if isinstance(value, Text) else None
+    own = 0 if ids is None else fold(int(value.scheme or 0), *ids.tolist())
     return fold(int(event.law.fingerprint), fingerprint_of(value), own)

@@ -33,6 +33,7 @@ from lmppl.ledger import Ledger
 from lmppl.lm.load import as_models, shared
 from lmppl.messages import Message
 from lmppl.random import GumbelMax, fold
+from lmppl.text import Text
 from lmppl.weights import NEG_INF
 
 Id = int | None
@@ -153,10 +154,11 @@ class Program:
 
     def _impossible(self, events: Mapping[str, Event]) -> bool:
         """Whether a run that raised had weight zero by then."""
-        asked = {("term", _signature(e), identity(e.value)): self._term(e) for e in events.values()}
+        asked = {("term", _signature(e), identity(e.value)): self.term(e) for e in events.values()}
         return NEG_INF in self.memory.all(asked).values()
 
-    def _term(self, event: Event) -> Callable[[], Any]:
+    def term(self, event: Event) -> Callable[[], Any]:
+        """The step that gives what a site without a choice adds to the log joint."""
         if event.op in ("sample", "observe") and not event.masked:
             value = event.scored if event.op == "observe" else event.value
             return lambda: event.law.score(value, self.env)
@@ -183,11 +185,11 @@ class _Stopping(Replay):
 
 def identity(value: Any) -> int:
     """Equal for equal values of one type; a drawn text is its tokens too."""
-    ids = getattr(value, "_ids", None)
+    ids = value.token_ids if isinstance(value, Text) else None
     base = fold(
         fingerprint_of(value), type(value).__name__ if not isinstance(value, str) else "str"
     )
-    return base if ids is None else fold(base, *(int(i) for i in ids))
+    return base if ids is None else fold(base, *ids.tolist())
 
 
 def _signature(e: Event) -> tuple[Any, ...]:

@@ -13,7 +13,8 @@ class Budget:
     """Hard limits of a graph: what would go beyond one of them is not spawned.
 
     Args:
-        nodes: how many there are at most.
+        nodes: how many there are at most, not counting those that take over where more were refused
+            (`Spawn.otherwise`).
         depth: how many generations of spawned nodes.
         tokens: tokens drawn after which nothing is spawned any more.
         calls: strings drawn or scored after which nothing is spawned any more.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from lmppl.text import Text
 from lmppl.trace import Entry
 
 
@@ -56,7 +57,8 @@ def cost_of(head: Entry | None, stop: Entry | None = None) -> Cost:
             if op == "sample" or op == "observe":
                 logp += node.logp
                 if isinstance(node.value, str):
-                    drawn = _tokens(node.value) if op == "sample" else 0
+                    text = node.value if op == "sample" else None
+                    drawn = text.tokens if isinstance(text, Text) else 0
                     calls += 1
                     tokens += drawn
                     span_calls += 1
@@ -65,11 +67,6 @@ def cost_of(head: Entry | None, stop: Entry | None = None) -> Cost:
                 effects += 1
         node = node.prev
     return Cost(weight, logp, calls, tokens, effects, span_calls, span_tokens)
-
-
-def _tokens(value: Any) -> int:
-    ids = getattr(value, "_ids", None)
-    return 0 if ids is None else len(ids)
 
 
 def _inside(node: Entry, inside: Any) -> Cost:

@@ -31,7 +31,8 @@ from lmppl.graphs.thoughts.budget import Budget
 from lmppl.graphs.thoughts.checks import check_ended, check_given, last_of
 from lmppl.graphs.thoughts.cost import Cost, cost_of
 from lmppl.graphs.thoughts.node import Failed, Grown, Node, Outcome, Start, runner
-from lmppl.graphs.thoughts.record import FORMAT, shown
+from lmppl.graphs.thoughts.record import FORMAT
+from lmppl.graphs.thoughts.recording import in_order, record_of
 from lmppl.trace import Entry
 from lmppl.values import FrozenDict
 
@@ -162,8 +163,8 @@ class Growth:
         stuck = [n for n, s in self.status.items() if s not in DORMANT and n not in self.values]
         check_ended(self.nodes, stuck, self.becomes)
         heads = {b.place: b.head for b in branches}
-        order = self._order()
-        nodes = tuple(self._record(name) for name in order)
+        order = in_order(self)
+        nodes = tuple(record_of(self, name) for name in order)
         values = FrozenDict({n: self.values[n] for n in order if n in self.values})
         grown = Grown(values, FrozenDict({FORMAT: 1, "nodes": nodes}))
         inside = tuple(heads[n] for n in order if n in heads)
@@ -314,7 +315,11 @@ class Growth:
                 self._spawn(name, result)
                 continue
             self.reasons[name] = refusal
-            if result.becomes is not None:
+            if result.otherwise is not None:
+                instead = result.otherwise
+                self.status[name] = "replaced"
+                self._spawn(name, Outcome(None, (instead,), instead.name))
+            elif result.becomes is not None:
                 self.status[name] = "done" if result.reason is None else "failed"
                 lost = result.reason is not None and result.value is None
                 self._settle(name, Failed(refusal) if lost else result.value)
@@ -365,34 +370,3 @@ class Growth:
                 more += self._drop(child)
             del self.nodes[child], self.status[child], self.maker[child]
         return more
-
-    # -- at the end --------------------------------------------------------------------------
-
-    def _order(self) -> list[str]:
-        """Makers before what they made, each in the order given."""
-        out: list[str] = []
-        todo = [node.name for node in reversed(self.given)]
-        while todo:
-            name = todo.pop()
-            out.append(name)
-            todo += reversed(self.made.get(name, ()))
-        return out
-
-    def _record(self, name: str) -> FrozenDict:
-        """What differs from the defaults of `NodeRecord`."""
-        node = self.nodes[name]
-        found: dict[str, Any] = {
-            "id": name,
-            "text": shown(self.values.get(name)),
-            "parents": node.parents,
-            "kind": node.kind,
-            "status": self.status[name],
-        }
-        some: dict[str, dict[str, Any]] = {"spawned_by": self.maker, "becomes": self.becomes}
-        some |= {"reason": self.reasons, "attempts": self.attempts}
-        for field, known in some.items():
-            if known.get(name) is not None:
-                found[field] = known[name]
-        if name in self.costs:
-            found.update(self.costs[name]._asdict())
-        return FrozenDict(found)

@@ -48,6 +48,8 @@ class Spawn:
         becomes: the name of a node whose value is taken for this one's, as soon as it has one:
             whoever reads this node waits for that one. `value` then only counts where a budget
             refuses the new nodes.
+        otherwise: a node that takes over where a budget refuses them, in place of `value`; no
+            budget refuses it.
 
     New names must not occur in the graph yet: begin them with the name of the node that makes them.
     """
@@ -55,10 +57,19 @@ class Spawn:
     nodes: Sequence[Node] = ()
     value: Any = None
     becomes: str | None = None
+    otherwise: Node | None = None
 
     def __post_init__(self) -> None:
         """Check the nodes."""
         object.__setattr__(self, "nodes", as_nodes(self.nodes))
+        if self.otherwise is not None:
+            as_nodes([self.otherwise])
+            if self.becomes is None:
+                raise BadArgument(
+                    "a Spawn with otherwise= has no becomes=",
+                    why="its own value stands whether or not the new nodes may run",
+                    fix='write Spawn(nodes, becomes="end", otherwise=Node("short", fn))',
+                )
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,8 @@ class Outcome(NamedTuple):
     reason: str | None = None
     """Why it failed."""
     attempts: int = 1
+    otherwise: Node | None = None
+    """What takes over where a budget refuses the nodes."""
 
 
 class Start(NamedTuple):
@@ -190,19 +203,21 @@ class Runner:
 
     def __call__(self, values: tuple[Any, ...]) -> Outcome:
         """Try, try again, plan anew."""
-        node, fn, tries = self.node, self.node.fn, 0
-        while fn is not None:
+        node, fn, tries, reason = self.node, _function(self.node), 0, ""
+        last: Exception | None = None
+        while tries <= node.retries:
             tries += 1
             try:
                 return _outcome(fn(*values), tries)
             except Exception as error:
-                reason = _reason(node, error)
-                if tries > node.retries:
-                    if node.replan is None:
-                        return _given_up(node, reason, tries, error)
-                    planned = node.replan(Failed(reason), *values)
-                    return _outcome(planned, tries)._replace(reason=reason)
-        raise GraphError(f"node {node.name!r} has no function")
+                reason, last = _reason(node, error), error
+        if node.replan is not None:
+            try:
+                planned = node.replan(Failed(reason), *values)
+                return _outcome(planned, tries)._replace(reason=reason)
+            except Exception as error:
+                reason, last = _reason(node, error), error
+        return _given_up(node, reason, tries, last)
 
 
 class AsyncRunner(Runner):
@@ -212,21 +227,23 @@ class AsyncRunner(Runner):
 
     async def fn(self, values: tuple[Any, ...]) -> Outcome:
         """Try, try again, plan anew."""
-        node, fn, tries = self.node, self.node.fn, 0
-        while fn is not None:
+        node, fn, tries, reason = self.node, _function(self.node), 0, ""
+        last: Exception | None = None
+        while tries <= node.retries:
             tries += 1
             try:
                 return _outcome(await fn(*values), tries)
             except Exception as error:
-                reason = _reason(node, error)
-                if tries > node.retries:
-                    if node.replan is None:
-                        return _given_up(node, reason, tries, error)
-                    planned = node.replan(Failed(reason), *values)
-                    if is_async(node.replan):
-                        planned = await planned
-                    return _outcome(planned, tries)._replace(reason=reason)
-        raise GraphError(f"node {node.name!r} has no function")
+                reason, last = _reason(node, error), error
+        if node.replan is not None:
+            try:
+                planned = node.replan(Failed(reason), *values)
+                if is_async(node.replan):
+                    planned = await planned
+                return _outcome(planned, tries)._replace(reason=reason)
+            except Exception as error:
+                reason, last = _reason(node, error), error
+        return _given_up(node, reason, tries, last)
 
     def __call__(self, values: tuple[Any, ...]) -> Any:
         """The coroutine."""
@@ -238,9 +255,16 @@ def runner(node: Node) -> Runner:
     return AsyncRunner(node) if is_async(node.fn) else Runner(node)
 
 
+def _function(node: Node) -> Callable[..., Any]:
+    if node.fn is None:
+        raise GraphError(f"node {node.name!r} has no function")
+    return node.fn
+
+
 def _outcome(value: Any, attempts: int) -> Outcome:
     if isinstance(value, Spawn):
-        return Outcome(freeze(value.value), tuple(value.nodes), value.becomes, None, attempts)
+        nodes, becomes = tuple(value.nodes), value.becomes
+        return Outcome(freeze(value.value), nodes, becomes, None, attempts, value.otherwise)
     if isinstance(value, Failed):
         raise NodeFailed(value.reason)
     return Outcome(freeze(value), (), None, None, attempts)
@@ -257,7 +281,7 @@ def _reason(node: Node, error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _given_up(node: Node, reason: str, tries: int, error: Exception) -> Outcome | NoReturn:
+def _given_up(node: Node, reason: str, tries: int, error: Exception | None) -> Outcome | NoReturn:
     if node.on_failure == "raise":
         raise GraphError(
             f"node {node.name!r} failed: {reason}",

@@ -82,23 +82,21 @@ def test_width_only_is_a_tree_of_independent_thoughts() -> None:
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_limits_hold_and_graphs_are_acyclic(depth: int) -> None:
     limits = Limits(max_depth=depth, max_tasks=3, max_layers=3)
-    trace = once(Words(9, simple=0.0, layers=9), limits=limits)
-    graphs = thought_graphs(trace)
-    assert max(g.name.count("graph") for g in graphs) == depth
-    for g in graphs:
-        inside = g.name.count("graph")
-        layers: dict[str, int] = {}
-        for n in g.nodes:
-            if n.kind == "task":
-                layer = n.id.partition(".")[0]
-                layers[layer] = layers.get(layer, 0) + 1
+    (found,) = thought_graphs(once(Words(9, simple=0.0, layers=9), limits=limits))
+    nested: dict[str, dict[str, int]] = {}
+    for n in found.nodes:
+        if n.kind == "task":
+            inside, _, layer = n.id.rpartition("task")
+            layers = nested.setdefault(inside, {})
+            layers[layer.partition(".")[0]] = layers.get(layer.partition(".")[0], 0) + 1
+    assert max(inside.count("task") for inside in nested) == depth
+    for inside, layers in nested.items():
         assert len(layers) == 3
-        assert set(layers.values()) == {max(1, 3 - inside)}
-        order = {n.id: i for i, n in enumerate(g.nodes)}
-        assert all(order[p] < order[n.id] for n in g.nodes for p in n.parents)
-        assert g.critical(lambda n: 1.0) >= 3
-    nested = sum(g.name.count("/graph") == 1 for g in graphs)
-    assert nested == (9 if depth else 0)
+        assert set(layers.values()) == {max(1, 3 - inside.count("task"))}
+    order = {n.id: i for i, n in enumerate(found.nodes)}
+    assert all(order[p] < order[n.id] for n in found.nodes for p in n.parents)
+    assert found.critical(lambda n: 1.0) >= 3
+    assert sum(inside.count("task") == 1 for inside in nested) == (9 if depth else 0)
 
 
 def test_new_tasks_are_asked_about_the_task_of_their_own_graph() -> None:
@@ -120,10 +118,35 @@ def test_the_defaults_end_without_a_final_task() -> None:
         assert isinstance(once(steps).result, str)
 
 
-def test_a_budget_ends_the_outermost_graph() -> None:
-    record = thought_graph(once(Words(3, layers=9), budget=Budget(nodes=6)))
-    assert len(record.nodes) <= 6
-    assert any((n.reason or "").startswith("budget") for n in record.nodes)
+@pytest.mark.parametrize(
+    ("budget", "tasks"),
+    [(Budget(nodes=1), 0), (Budget(nodes=6), 3), (Budget(nodes=12), 3), (Budget(calls=3), 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("simple", [0.0, 1.0])
+def test_one_budget_holds_for_nested_graphs(budget: Budget, tasks: int, simple: float) -> None:
+    """What it refuses is answered directly, so that there is an answer whatever the budget is."""
+    trace = once(
+        Words(3, simple, layers=9), limits=Limits(max_depth=3, max_layers=3), budget=budget
+    )
+    record = thought_graph(trace)
+    instead = [n for n in record.nodes if "direct" in n.id or "last" in n.id]
+    refused = [n for n in record.nodes if n.status == "replaced"]
+    assert len(refused) == len(instead) > 0
+    assert all((n.reason or "").startswith("budget of") for n in refused)
+    if budget.nodes is not None:
+        assert len(record.nodes) - len(instead) <= budget.nodes
+    assert sum(n.id.count("task") == 1 and n.kind == "task" for n in record.nodes) >= tasks
+    assert isinstance(trace.result, str)
+    assert all(n.status != "failed" for n in record.nodes)
+
+
+def test_a_question_whose_answer_fails_has_a_failed_answer() -> None:
+    class Mute(Words):
+        def final(self, task: Any, known: Known) -> str:
+            raise NodeFailed("no answer")
+
+    assert once(Mute()).result == Failed("no answer")
 
 
 def test_a_task_that_fails_is_an_answer_less() -> None:
