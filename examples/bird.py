@@ -19,7 +19,8 @@ import math
 
 import numpy as np
 
-from lmppl.graphs.bayes_nets.bird import LEVELS, Fitted, fit, instances
+from lmppl.graphs.bayes_nets.bird import Fitted, fit, instances
+from lmppl.graphs.bayes_nets.labels import LEVELS
 
 NEEDS = ("jax", "numpyro", "pyro")
 

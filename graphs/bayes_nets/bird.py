@@ -5,10 +5,15 @@ A decision between two outcomes has factors with a few values each, x = (x_1, �
     P(O1 | x) = σ( Σ_j θ_j[x_j] )                       equal to Π p_j / (Π p_j + Π (1 - p_j)), θ = logit p
 
 A language model is asked about complete instances x and answers with one of seven coarse labels,
-0 to 1. A label is a noisy reading of the probability: it is the level next to σ(η + s ε), with ε
-logistic, η the sum above, so that
+0 to 1: noisy readings of the probability (`lmppl.graphs.bayes_nets.labels`), of spread s.
 
-    P(label l | x) = σ((t_{l+1} - η) / s) - σ((t_l - η) / s)             t: logits between two levels
+A speaker may lean to high words or low ones, whatever is asked. The lean b adds to the logit of
+every label, and labels of O1 alone cannot tell it from the factors: θ_j + const is another θ. Half
+of the labels should therefore be about O2 (`both_ways`), and b has a prior N(0, 1):
+
+    logit of a label:    b + η where it says how likely O1 is,    b - η where O2
+
+The answer leaves b out. A speaker who favours O1 itself cannot be found out by asking.
 
 θ has a Gaussian prior, whose mean is +1.1, -1.1 or 0 where a value is said to speak for O1, for O2
 or for neither (0.75, 0.25, 0.5 as in the paper). It is fitted by Newton's method (the log-posterior is
@@ -37,19 +42,12 @@ import numpy as np
 
 from lmppl.errors import BadArgument, excerpt
 from lmppl.graphs.bayes_nets.bayes_net import BayesNet, Variable
+from lmppl.graphs.bayes_nets.labels import label_laws, maximum, sigmoid
 from lmppl.types import Floats, Ints
 
-LEVELS: Mapping[str, float] = {
-    "very unlikely": 0.0,
-    "unlikely": 0.2,
-    "somewhat unlikely": 0.4,
-    "equally likely": 0.5,
-    "somewhat likely": 0.6,
-    "likely": 0.8,
-    "very likely": 1.0,
-}
-"""The seven labels and what they stand for."""
 STARTS = {"for": math.log(3.0), "against": -math.log(3.0), "neither": 0.0}
+LEAN = 1.0
+"""Standard deviation of the prior of a speaker's lean."""
 MOST_INSTANCES = 1 << 14
 """The most complete instances that an answer sums over."""
 Factors = Mapping[str, Sequence[str]]
@@ -84,6 +82,15 @@ def instances(factors: Factors, n: int, seed: int = 0) -> list[dict[str, str]]:
     return [dict(zip(known, x, strict=True)) for x in found]
 
 
+def both_ways(n: int, seed: int = 0) -> list[bool]:
+    """Which of n labels are to be about the second outcome: half of them, at random.
+
+    >>> sum(both_ways(128))
+    64
+    """
+    return [bool(i % 2) for i in np.random.default_rng(seed).permutation(n)]
+
+
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """What the labels say of the factors.
@@ -93,6 +100,7 @@ class Fitted:
         mean: θ, all values of all factors one after the other [D].
         covariance: of Laplace's approximation [D, D].
         noise: s, the spread of a label on the logit scale.
+        lean: b; 0 where all labels are about one outcome.
         priors: P(value) of each factor where a context says nothing.
     """
 
@@ -100,12 +108,13 @@ class Fitted:
     mean: Floats
     covariance: Floats
     noise: float
+    lean: float
     priors: Mapping[str, Floats]
 
     @property
     def weights(self) -> dict[str, dict[str, float]]:
         """P(O1) with this value alone, σ(θ), as the paper's p_j."""
-        p = iter(_sigmoid(self.mean).tolist())
+        p = iter(sigmoid(self.mean).tolist())
         return {f: {v: next(p) for v in values} for f, values in self.factors.items()}
 
     def laws(self, context: Mapping[str, Any]) -> list[Floats]:
@@ -157,7 +166,7 @@ class Fitted:
         if total > MOST_INSTANCES:
             se = math.sqrt(float(weight @ (p - value) ** 2) / MOST_INSTANCES)
         draws = rng.multivariate_normal(self.mean, self.covariance, 200, method="eigh")
-        spread = float(np.std([weight @ _sigmoid(x @ theta) for theta in draws]))
+        spread = float(np.std([weight @ sigmoid(x @ theta) for theta in draws]))
         return Answer(value, spread, se)
 
     def _rows(self, index: Ints) -> Floats:
@@ -166,7 +175,7 @@ class Fitted:
     def _mean_sigmoid(self, x: Floats) -> Floats:
         """E σ(x θ) for Gaussian θ (MacKay, The evidence framework, 1992)."""
         variance = np.einsum("nd,de,ne->n", x, self.covariance, x)
-        return _sigmoid((x @ self.mean) / np.sqrt(1.0 + math.pi * variance / 8.0))
+        return sigmoid((x @ self.mean) / np.sqrt(1.0 + math.pi * variance / 8.0))
 
     def network(self, outcomes: tuple[str, str] = ("O1", "O2"), name: str = "outcome") -> BayesNet:
         """The Bayesian network: factors at the top, the decision below all of them."""
@@ -208,6 +217,7 @@ def fit(
     asked: Sequence[Instance],
     labels: Any,
     *,
+    second: Sequence[bool] | None = None,
     speaks: Mapping[str, Mapping[str, str]] | None = None,
     priors: Mapping[str, Sequence[float]] | None = None,
     scale: float = 1.5,
@@ -218,6 +228,7 @@ def fit(
         factors: names and values.
         asked: the instances.
         labels: of each, a name or level of `LEVELS`, or a law over the seven labels [M, 7].
+        second: of each, whether the label says how likely O2 is (`both_ways`); all O1 if left out.
         speaks: by factor and value: "for" O1, "against" it or "neither".
         priors: P(value) by factor; uniform where left out.
         scale: standard deviation of the prior of θ.
@@ -229,12 +240,12 @@ def fit(
     True
     """
     known = check_factors(factors)
-    x, law = design(factors, asked, labels)
-    start = starts(factors, speaks)
-    precision = np.full(len(start), 1.0 / scale**2)
+    x, law = design(factors, asked, labels, second)
+    start, spread = prior(factors, x, speaks, scale)
+    precision = 1.0 / spread**2
 
     def profile(log_s: float) -> tuple[float, Floats, Floats]:
-        value, theta, hessian = _newton(x, law, start, precision, math.exp(log_s))
+        value, theta, hessian = maximum(x, law, start, precision, math.exp(log_s))
         evidence = value - 0.5 * float(np.linalg.slogdet(hessian)[1])  # Laplace's, up to a constant
         return evidence - 0.5 * (log_s + 0.5) ** 2, theta, hessian
 
@@ -258,27 +269,49 @@ def fit(
         for f, v in known.items()
     }
     covariance = np.asarray(np.linalg.inv(hessian), dtype=np.float64)
-    return Fitted(known, theta, covariance, math.exp(best), laws)
+    n = sum(map(len, known.values()))
+    lean = float(theta[n]) if len(theta) > n else 0.0
+    return Fitted(known, theta[:n], covariance[:n, :n], math.exp(best), lean, laws)
 
 
-def design(factors: Factors, asked: Sequence[Instance], labels: Any) -> tuple[Floats, Floats]:
-    """Instances as rows of zeros and ones [M, D], and their labels as laws [M, 7]."""
+def design(
+    factors: Factors,
+    asked: Sequence[Instance],
+    labels: Any,
+    second: Sequence[bool] | None = None,
+) -> tuple[Floats, Floats]:
+    """Instances as rows of zeros and ones [M, D], and their labels as laws [M, 7].
+
+    Rows of labels about O2 are negative. Where there are labels of both, a last column of ones
+    stands for the lean [M, D + 1].
+    """
     known = check_factors(factors)
     index = np.array([[_place(known, f, x) for f in known] for x in asked], dtype=np.int64)
     x = one_hot(index.reshape(-1, len(known)), [len(v) for v in known.values()])
-    return x, _label_laws(labels, len(asked))
+    sides = np.zeros(len(asked), dtype=bool) if second is None else np.asarray(second, dtype=bool)
+    if len(sides) != len(asked):
+        raise BadArgument(
+            f"{len(asked)} instances, and {len(sides)} times whether the label is about O2"
+        )
+    x[sides] *= -1.0
+    if sides.any() and not sides.all():
+        x = np.hstack([x, np.ones((len(x), 1))])
+    return x, label_laws(labels, len(asked))
 
 
-def starts(factors: Factors, speaks: Mapping[str, Mapping[str, str]] | None = None) -> Floats:
-    """The prior mean of θ [D]."""
+def prior(
+    factors: Factors, x: Floats, speaks: Mapping[str, Mapping[str, str]] | None, scale: float
+) -> tuple[Floats, Floats]:
+    """Means and standard deviations of θ, and of the lean where `x` has a column for it."""
     said = speaks or {}
-    return np.array(
-        [
-            STARTS[said.get(f, {}).get(v, "neither")]
-            for f, values in check_factors(factors).items()
-            for v in values
-        ]
-    )
+    means = [
+        STARTS[said.get(f, {}).get(v, "neither")]
+        for f, values in check_factors(factors).items()
+        for v in values
+    ]
+    leans = x.shape[1] - len(means)
+    mean = np.array(means + [0.0] * leans)
+    return mean, np.array([scale] * len(means) + [LEAN] * leans)
 
 
 def _place(factors: Mapping[str, Sequence[str]], f: str, x: Instance) -> int:
@@ -289,76 +322,3 @@ def _place(factors: Mapping[str, Sequence[str]], f: str, x: Instance) -> int:
             fix=f"give it one of {', '.join(factors[f])}",
         )
     return list(factors[f]).index(x[f])
-
-
-def _label_laws(labels: Any, n: int) -> Floats:
-    """Labels as laws over the seven [M, 7]."""
-    names, levels = list(LEVELS), list(LEVELS.values())
-    rows = np.zeros((n, len(names)))
-    if len(labels) != n:
-        raise BadArgument(f"{n} instances have {len(labels)} labels")
-    for i, label in enumerate(labels):
-        if isinstance(label, str):
-            if label not in LEVELS:
-                raise BadArgument(f"{label!r} is no label", fix=f"use one of {', '.join(names)}")
-            rows[i, names.index(label)] = 1.0
-        elif np.ndim(label) == 0:
-            near = int(np.argmin([abs(level - float(label)) for level in levels]))
-            rows[i, near] = 1.0
-        else:
-            rows[i] = np.asarray(label, dtype=np.float64)
-    return rows
-
-
-def thresholds() -> Floats:
-    """Logits half-way between two levels, with infinity at both ends [8]."""
-    levels = np.array(list(LEVELS.values()))
-    middle = (levels[1:] + levels[:-1]) / 2
-    return np.concatenate([[-np.inf], np.log(middle / (1 - middle)), [np.inf]])
-
-
-def _sigmoid(x: Floats) -> Floats:
-    """σ, to full relative precision on the left."""
-    return np.asarray(np.exp(-np.logaddexp(0.0, -x)), dtype=np.float64)
-
-
-def label_terms(eta: Floats, noise: float) -> tuple[Floats, Floats, Floats]:
-    """log P(label | η) and its two derivatives in η, for every label [M, 7].
-
-    With a < b the two ends, σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a - b}), whose last factor is constant.
-    """
-    t = (thresholds()[None, :] - eta[:, None]) / noise
-    low, high = t[:, :-1], t[:, 1:]
-    logp = np.log1p(-np.exp(low - high)) - np.logaddexp(0.0, -high) - np.logaddexp(0.0, low)
-    density = _sigmoid(t) * _sigmoid(-t)
-    first = (_sigmoid(low) - _sigmoid(-high)) / noise
-    second = -(density[:, :-1] + density[:, 1:]) / noise**2
-    return np.asarray(logp, dtype=np.float64), first, second
-
-
-def _newton(
-    x: Floats, law: Floats, start: Floats, precision: Floats, noise: float
-) -> tuple[float, Floats, Floats]:
-    """The maximum of the log-posterior of θ: its value, where it is, and the negative Hessian."""
-    theta = start.copy()
-
-    def value(at: Floats) -> float:
-        logp = label_terms(x @ at, noise)[0]
-        return float((law * logp).sum() - 0.5 * (precision * (at - start) ** 2).sum())
-
-    now = value(theta)
-    hessian = np.diag(precision)
-    for _ in range(50):
-        _, first, second = label_terms(x @ theta, noise)
-        gradient = x.T @ (law * first).sum(axis=1) - precision * (theta - start)
-        curve = -(law * second).sum(axis=1)
-        hessian = x.T @ (curve[:, None] * x) + np.diag(precision)
-        step = np.linalg.solve(hessian, gradient)
-        size = 1.0
-        while size > 1e-6 and value(theta + size * step) < now:
-            size *= 0.5
-        theta = theta + size * step
-        before, now = now, value(theta)
-        if now - before < 1e-10 * (1.0 + abs(now)):
-            break
-    return now, theta, hessian

@@ -21,7 +21,15 @@ import numpy as np
 from lmppl.choice import Choice
 from lmppl.context import local
 from lmppl.distributions import Categorical
-from lmppl.graphs.bayes_nets.bird import LEVELS, Factors, Instance, check_factors, fit, instances
+from lmppl.graphs.bayes_nets.bird import (
+    Factors,
+    Instance,
+    both_ways,
+    check_factors,
+    fit,
+    instances,
+)
+from lmppl.graphs.bayes_nets.labels import LEVELS
 from lmppl.graphs.structure.batches import run_steps
 from lmppl.jobs import Env
 from lmppl.ledger import Ledger
@@ -43,6 +51,10 @@ class Outcomes:
     question: str
     first: str
     second: str
+
+    def swapped(self) -> Outcomes:
+        """The same decision, told from its second outcome."""
+        return Outcomes(self.question, self.second, self.first)
 
 
 def label_law(outcomes: Outcomes, instance: Instance, lm: Any = None) -> Choice:
@@ -95,11 +107,21 @@ def _env(lm: Any) -> Env:
 
 
 def ask_labels(
-    outcomes: Outcomes, asked: Sequence[Instance], lm: Any = None, *, ledger: Ledger | None = None
+    outcomes: Outcomes,
+    asked: Sequence[Instance],
+    lm: Any = None,
+    *,
+    second: Sequence[bool] | None = None,
+    ledger: Ledger | None = None,
 ) -> Floats:
-    """The model's law over the seven labels for each instance [M, 7], for `fit`."""
+    """The model's law over the seven labels for each instance [M, 7], for `fit`.
+
+    Where `second` is true the model is asked how likely the second outcome is.
+    """
     env = _env(lm)
-    laws = [label_law(outcomes, x) for x in asked]
+    sides = [False] * len(asked) if second is None else second
+    told = (outcomes, outcomes.swapped())
+    laws = [label_law(told[s], x) for x, s in zip(asked, sides, strict=True)]
     found = run_steps([law.support(env) for law in laws], env, ledger or Ledger())
     rows = np.zeros((len(asked), len(LEVELS)))
     place = {label: i for i, label in enumerate(LEVELS)}
@@ -127,10 +149,11 @@ def probability(
     factors: Factors,
     asked: Sequence[Instance],
     labels: Sequence[str],
+    second: Sequence[bool],
     said: Mapping[str, str],
 ) -> float:
     """P(first outcome): labels fitted, missing factors averaged out."""
-    return fit(factors, asked, labels).answer(said).value
+    return fit(factors, asked, labels, second=second).answer(said).value
 
 
 @program
@@ -144,15 +167,21 @@ def bird(
         context: what is known.
         factors: names and values; proposed by the model at the site `factors` when left out, and
             impossible where it proposes none that is well-formed.
-        labels: how many instances are labelled.
+        labels: how many instances are labelled, half of them by how likely the second outcome is.
     """
     if factors is None:
         factors = parse_factors(sample("factors", proposal_law(outcomes)))
         factor("well_formed", bool(factors))
     known = check_factors(factors)
     asked = instances(known, labels)
-    given = plate("asked", asked, lambda x: sample("label", label_law(outcomes, x)))
+    second = both_ways(len(asked))
+    sides = [outcomes.swapped() if s else outcomes for s in second]
+    given = plate(
+        "asked",
+        zip(asked, sides, strict=True),
+        lambda pair: sample("label", label_law(pair[1], pair[0])),
+    )
     said = plate("factor", known, lambda f: sample("said", said_law(context, f, known[f])))
     facts = {f: str(v) for f, v in zip(known, said, strict=True) if v != UNSAID}
-    p = cached("probability", probability, known, asked, tuple(map(str, given)), facts)
+    p = cached("probability", probability, known, asked, tuple(map(str, given)), second, facts)
     return sample("outcome", Categorical({outcomes.first: p, outcomes.second: 1.0 - p}))

@@ -14,7 +14,8 @@ import numpy as np
 
 from lmppl import LM, Bernoulli, Choice, observe, program, sample
 from lmppl.graphs import graph_of
-from lmppl.graphs.bayes_nets.bird import LEVELS, fit, instances
+from lmppl.graphs.bayes_nets.bird import both_ways, fit, instances
+from lmppl.graphs.bayes_nets.labels import LEVELS
 from lmppl.inference import Elimination, Enumerate, infer
 from lmppl.lm.table import TableLM
 
@@ -86,7 +87,9 @@ GRID = list(itertools.product(range(3), repeat=5))
 VALUES = np.array(list(LEVELS.values()))
 
 
-def bird_errors(seed: int, labels: int = 128, bias: float = 0.0, missing: int = 0) -> Any:
+def bird_errors(
+    seed: int, labels: int = 128, bias: float = 0.0, missing: int = 0, both: bool = False
+) -> Any:
     """(truth, direct, answer, spread) of 40 questions that fix two of five factors."""
     rng = np.random.default_rng(seed)
     theta = rng.normal(0.0, 1.2, (5, 3))
@@ -103,7 +106,9 @@ def bird_errors(seed: int, labels: int = 128, bias: float = 0.0, missing: int = 
 
     factors = {f: ["v0", "v1", "v2"] for f in names[missing:]}
     asked = instances(factors, labels, seed)
-    fitted = fit(factors, asked, [read(truth(x)) for x in asked])
+    second = both_ways(len(asked)) if both else [False] * len(asked)
+    told = [read(1.0 - truth(x) if s else truth(x)) for x, s in zip(asked, second, strict=True)]
+    fitted = fit(factors, asked, told, second=second)
     rows = []
     for _ in range(40):
         context = {f"f{j}": f"v{rng.integers(3)}" for j in rng.permutation(5)[:2]}
@@ -115,11 +120,12 @@ def bird_errors(seed: int, labels: int = 128, bias: float = 0.0, missing: int = 
 
 def bird(worlds: int = 12) -> None:
     print("\nBIRD: mean absolute error, calibration error, error in units of the stated spread")
-    print(f"{'':24} {'direct':>8} {'BIRD':>8} {'lower by':>9} {'ECE':>7} {'z':>6}")
+    print(f"{'':26} {'direct':>8} {'BIRD':>8} {'lower by':>9} {'ECE':>7} {'z':>6}")
     kinds: dict[str, dict[str, Any]] = {
         "128 labels": {},
         "32 labels": {"labels": 32},
-        "shared bias of 0.8": {"bias": 0.8},
+        "a lean of 0.8": {"bias": 0.8},
+        "the same, asked both ways": {"bias": 0.8, "both": True},
         "two factors missing": {"missing": 2},
     }
     for name, kind in kinds.items():
@@ -133,7 +139,7 @@ def bird(worlds: int = 12) -> None:
             if (at == k).any()
         )
         z = math.sqrt(float(np.mean(((value - t) / spread) ** 2)))
-        print(f"{name:24} {a:8.4f} {b:8.4f} {1 - b / a:9.0%} {ece:7.4f} {z:6.2f}")
+        print(f"{name:26} {a:8.4f} {b:8.4f} {1 - b / a:9.0%} {ece:7.4f} {z:6.2f}")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lmppl.errors import BadArgument
-from lmppl.graphs.bayes_nets.bird import LEVELS, Fitted, fit, instances, label_terms, thresholds
+from lmppl.graphs.bayes_nets.bird import Fitted, both_ways, fit, instances
 from lmppl.graphs.bayes_nets.elicitation import (
     Outcomes,
     ask_context,
@@ -21,6 +21,7 @@ from lmppl.graphs.bayes_nets.elicitation import (
     parse_factors,
     said_law,
 )
+from lmppl.graphs.bayes_nets.labels import LEVELS, label_terms, thresholds
 from lmppl.inference import Importance, infer
 from lmppl.ledger import Ledger
 from lmppl.lm.table import TableLM
@@ -61,12 +62,15 @@ def world(rng: np.random.Generator, noisy_or: bool = False, bias: float = 0.0) -
     return World(p, read)
 
 
-def trial(seed: int, queries: int = 30, **kind: Any) -> Floats:
+def trial(seed: int, queries: int = 30, both: bool = False, **kind: Any) -> Floats:
     """Rows of (truth, direct reading, answer, spread)."""
     rng = np.random.default_rng(seed)
     here = world(rng, **kind)
     asked = instances(NAMES, 128, seed)
-    fitted = fit(NAMES, asked, [here.read(here.truth(x)) for x in asked])
+    truths = np.array([here.truth(x) for x in asked])
+    second = both_ways(len(asked)) if both else [False] * len(asked)
+    labels = [here.read(q) for q in np.where(second, 1.0 - truths, truths)]
+    fitted = fit(NAMES, asked, labels, second=second)
     rows = []
     for _ in range(queries):
         context = {f"f{j}": f"v{rng.integers(K)}" for j in rng.permutation(J)[:2]}
@@ -82,35 +86,61 @@ def calibration_error(p: Floats, t: Floats, bins: int = 10) -> float:
     return float(sum(abs(p[b].mean() - t[b].mean()) * b.mean() for b in parts))
 
 
-@pytest.mark.parametrize("noisy_or", [False, True])
+@pytest.mark.parametrize(
+    ("noisy_or", "bias"), [(False, 0.0), (True, 0.0), (False, 0.8), (False, -0.8)]
+)
 def test_better_than_asking_directly(
-    noisy_or: bool, record_property: Callable[[str, object], None]
+    noisy_or: bool, bias: float, record_property: Callable[[str, object], None]
 ) -> None:
-    """Mean absolute error at least 30 % lower, calibration error at most 0.05."""
+    """Mean absolute error at least 30 % lower, calibration error at most 0.05.
+
+    A speaker who leans to high or low words is asked about both outcomes.
+    """
     t, direct, value, spread = np.concatenate(
-        [trial(seed, noisy_or=noisy_or) for seed in range(4)]
+        [trial(seed, both=bias != 0.0, noisy_or=noisy_or, bias=bias) for seed in range(4)]
     ).T
     ours, theirs = np.abs(value - t).mean(), np.abs(direct - t).mean()
     ece = calibration_error(value, t)
-    kind = "noisy or" if noisy_or else "logistic"
+    kind = ("noisy or" if noisy_or else "logistic") + (f", lean {bias:+}" if bias else "")
     record_property(
         "figure",
         f"BIRD, {kind} worlds: error {ours:.4f} against {theirs:.4f} asked directly, ECE {ece:.4f}",
     )
     assert ours <= 0.7 * theirs
     assert ece <= 0.05
-    if not noisy_or:  # the spread says how far off it is
+    if not noisy_or and not bias:  # the spread says how far off it is
         assert 0.6 < math.sqrt(float(np.mean(((value - t) / spread) ** 2))) < 1.6
 
 
-def test_a_bias_that_all_labels_share_is_not_removed(
+def test_a_lean_is_found_only_when_both_outcomes_are_asked_about(
     record_property: Callable[[str, object], None],
 ) -> None:
-    """What averages away is independent noise; so the gain is smaller, and stated."""
+    """From labels of one outcome it is no other than the factors' own weights."""
     t, direct, value, _ = np.concatenate([trial(seed, bias=0.8) for seed in range(2)]).T
     ours, theirs = np.abs(value - t).mean(), np.abs(direct - t).mean()
-    record_property("figure", f"BIRD, labels with a shared bias: {ours:.4f} against {theirs:.4f}")
+    ece = calibration_error(value, t)
+    record_property(
+        "figure",
+        f"BIRD, lean +0.8, one outcome asked: {ours:.4f} against {theirs:.4f}, ECE {ece:.4f}",
+    )
     assert 0.05 < ours < theirs
+    rng = np.random.default_rng(0)
+    here, asked, second = world(rng, bias=0.8), instances(NAMES, 243), both_ways(243)
+    truths = np.array([here.truth(x) for x in asked])
+    labels = [here.read(q) for q in np.where(second, 1.0 - truths, truths)]
+    assert fit(NAMES, asked, labels, second=second).lean == pytest.approx(0.8, abs=0.4)
+    assert fit(NAMES, asked, labels).lean == 0.0
+
+
+def test_labels_about_the_second_outcome_are_those_of_its_complement() -> None:
+    """Without a lean, "likely" of one outcome is "unlikely" of the other."""
+    asked = instances(NAMES, 40, seed=2)
+    rng = np.random.default_rng(2)
+    labels = rng.choice(VALUES, 40).tolist()
+    one = fit(NAMES, asked, labels)
+    other = fit(NAMES, asked, [1.0 - v for v in labels], second=[True] * 40)
+    np.testing.assert_allclose(one.mean, other.mean, atol=1e-6)
+    assert one.noise == pytest.approx(other.noise, rel=1e-3)
 
 
 def test_labels_are_a_law_with_right_derivatives() -> None:
@@ -194,6 +224,8 @@ def test_bad_elicitations_are_refused() -> None:
         fit({"a": ["x", "y"]}, [{"a": "x"}], ["perhaps"])
     with pytest.raises(BadArgument, match="labels"):
         fit({"a": ["x", "y"]}, [{"a": "x"}], [])
+    with pytest.raises(BadArgument, match="about O2"):
+        fit({"a": ["x", "y"]}, [{"a": "x"}], ["likely"], second=[True, False])
     fitted = simple()
     for context in ({"c": "x"}, {"a": "z"}, {"a": {"x": 0.9, "y": 0.4}}, {"a": {"x": -0.1}}):
         with pytest.raises(BadArgument, match="factor|law over"):
@@ -254,7 +286,8 @@ def test_ill_formed_factors_are_left_out(text: str, found: dict[str, tuple[str, 
 
 
 @pytest.mark.slow
-def test_numpyro_samples_the_posterior_that_fit_approximates() -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_numpyro_samples_the_posterior_that_fit_approximates(both: bool) -> None:
     """NUTS over θ and the noise: the same probabilities as Laplace's, to 0.05."""
     jax = pytest.importorskip("jax")
     pytest.importorskip("numpyro")
@@ -267,22 +300,29 @@ def test_numpyro_samples_the_posterior_that_fit_approximates() -> None:
     here = world(rng)
     asked = instances(NAMES, 64, 0)
     labels = [here.read(here.truth(x)) for x in asked]
-    fitted, model = fit(NAMES, asked, labels), elicitation_model(NAMES, asked, labels)
+    second = both_ways(64) if both else [False] * 64
+    fitted = fit(NAMES, asked, labels, second=second)
+    model = elicitation_model(NAMES, asked, labels, second=second)
     with jax.enable_x64(True):
-        thetas = [fitted.mean, fitted.mean + 0.1]
+        mean = np.append(fitted.mean, fitted.lean) if both else fitted.mean
+        thetas = [mean, mean + 0.1]
         at, there = ({"theta": theta, "noise": fitted.noise} for theta in thetas)
         gap = log_density(model, (), {}, at)[0] - log_density(model, (), {}, there)[0]
-        x = np.array([[float(v == a[f]) for f in NAMES for v in NAMES[f]] for a in asked])
+        settings = np.array([[float(v == a[f]) for f in NAMES for v in NAMES[f]] for a in asked])
+        x = settings * np.where(second, -1.0, 1.0)[:, None]
+        sd = np.full(len(mean), 1.5)
+        if both:
+            x, sd[-1] = np.hstack([x, np.ones((64, 1))]), 1.0
         rows = np.array([list(LEVELS.values()).index(v) for v in labels])
         terms = [label_terms(x @ theta, fitted.noise)[0] for theta in thetas]
-        prior = [-0.5 * float((theta**2).sum()) / 1.5**2 for theta in thetas]
+        prior = [-0.5 * float(((theta / sd) ** 2).sum()) for theta in thetas]
         pick = np.arange(len(rows))
         by_hand = terms[0][pick, rows].sum() - terms[1][pick, rows].sum() + prior[0] - prior[1]
         assert float(gap) == pytest.approx(float(by_hand), abs=1e-8)
         mcmc = MCMC(NUTS(model), num_warmup=300, num_samples=500, progress_bar=False)
         mcmc.run(jax.random.PRNGKey(0))
-        theta = np.asarray(mcmc.get_samples()["theta"])
-    for row in x[:20]:
+        theta = np.asarray(mcmc.get_samples()["theta"])[:, : len(fitted.mean)]
+    for row in settings[:20]:
         nuts = float((1.0 / (1.0 + np.exp(-theta @ row))).mean())
         context = {
             f: v for k, (f, v) in enumerate((f, v) for f in NAMES for v in NAMES[f]) if row[k]
