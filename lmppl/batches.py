@@ -6,13 +6,15 @@ particles, questions and nested inferences and hands them over here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from itertools import compress
 from typing import Any
 
 from lmppl.errors import BadArgument
+from lmppl.given import giving
 from lmppl.jobs import Batch, Env, Generate, Score, Shared
-from lmppl.ledger import Ledger, ModelCost
+from lmppl.ledger import Ledger, ModelCost, SiteCost
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import advance
 from lmppl.lm.wave import draw_whole
@@ -46,45 +48,51 @@ def run_lm_jobs(jobs: Sequence[Shared], chance: Chance) -> None:
 
 
 def _generate(jobs: Sequence[Generate], chance: Chance, limit: int | None) -> None:
-    maker = jobs[0].maker
+    maker, began = jobs[0].maker, time.perf_counter()
     lm = maker.lm
     if limit is None and maker.whole and all([j.maker is maker and j._state is None for j in jobs]):
         contexts, keys = [j.context for j in jobs], [j.key for j in jobs]
         found = draw_whole(lm, maker.law, contexts, keys, chance, maker.made)
         for j, draw in zip(jobs, found.results, strict=True):
             j.drawn = draw
-        _charge(jobs, lm.name, found.passes, found.lengths, [True] * len(jobs))
+        _charge(jobs, lm.name, found.passes, found.lengths, [True] * len(jobs), began)
         return
     states = [j.state for j in jobs]
     before = [len(s.ids) for s in states]
+    if limit is not None:
+        chance = giving(jobs, chance, limit)
     passes = advance(lm, states, chance, limit)
     lengths = [len(s.ids) - old for s, old in zip(states, before, strict=True)]
-    _charge(jobs, lm.name, passes, lengths, [old == 0 for old in before])
+    _charge(jobs, lm.name, passes, lengths, [old == 0 for old in before], began)
 
 
 def _charge(
-    jobs: Sequence[Generate], name: str, passes: int, drawn: Sequence[int], begun: Sequence[bool]
-) -> None:
-    """Charge the ledgers: `passes` once each, the tokens of each string, its context when it began."""
+    jobs: Sequence[Generate], name: str, passes: int, drawn: Sequence[int], begun: Sequence[bool],
+    began: float,
+) -> None:  # fmt: skip
+    """Charge the ledgers: `passes` once each, the tokens of each string, its context when it began.
+
+    Neighbours mostly are of one run, and stand at one site: they are charged together.
+    """
     seen: set[int] = set()
     start, n = 0, len(jobs)
+    share = (time.perf_counter() - began) / n
     while start < n:
-        book, stop = jobs[start].ledger, start + 1
-        while stop < n and jobs[stop].ledger is book:  # neighbours are mostly of one run
+        book, site, stop = jobs[start].ledger, jobs[start].site, start + 1
+        while stop < n and jobs[stop].ledger is book and jobs[stop].site == site:
             stop += 1
         if book is not None:
-            cost, new = book.model(name), begun[start:stop]
-            if id(book) not in seen:
-                seen.add(id(book))
-                cost.passes += passes
-            cost.tokens_out += sum(drawn[start:stop])
-            cost.calls += sum(new)
-            cost.tokens_in += sum([len(j.context) for j in compress(jobs[start:stop], new)])
+            new = begun[start:stop]
+            read = sum([len(j.context) for j in compress(jobs[start:stop], new)])
+            once = 0 if id(book) in seen else passes
+            seen.add(id(book))
+            spent = ModelCost(sum(new), once, read, sum(drawn[start:stop]))
+            book.charge(name, spent, site, share * (stop - start))
         start = stop
 
 
 def _score(jobs: Sequence[Score]) -> None:
-    lm = jobs[0].lm
+    lm, began = jobs[0].lm, time.perf_counter()
     before = lm.usage.passes
     rows = lm.score(
         [c for j in jobs for c in j.contexts],
@@ -93,27 +101,31 @@ def _score(jobs: Sequence[Score]) -> None:
         [t for j in jobs for t in j.temperatures],
     )
     at = 0
-    books: dict[int, ModelCost] = {}
+    share = (time.perf_counter() - began) / len(jobs)
+    seen: set[int] = set()
     for j in jobs:
         n = len(j.contexts)
         j.outcome = rows[at : at + n]
         at += n
         if j.ledger is None:
             continue
-        cost = books.get(id(j.ledger))
-        if cost is None:
-            cost = books[id(j.ledger)] = j.ledger.model(lm.name)
-            cost.passes += lm.usage.passes - before
-        cost.calls += n
         # a context that several continuations share is read once
-        cost.tokens_in += sum(map(len, set(j.contexts))) + sum(map(len, j.continuations))
+        read = sum(map(len, set(j.contexts))) + sum(map(len, j.continuations))
+        once = 0 if id(j.ledger) in seen else lm.usage.passes - before
+        seen.add(id(j.ledger))
+        j.ledger.charge(lm.name, ModelCost(n, once, read, 0), j.site, share)
         j.ledger.reward_calls += j.reward
 
 
 def _ask(function: Callable[[list[Any]], Sequence[Any]], jobs: Sequence[Batch]) -> None:
     """Call a function once, with what differs among the inputs."""
+    began = time.perf_counter()
     inputs, rows = distinct_inputs(jobs)
     settle(jobs, rows, call(function, inputs))
+    share = (time.perf_counter() - began) / len(jobs)
+    for j in jobs:
+        if j.ledger is not None and j.site is not None:
+            j.ledger.sites.setdefault(j.site, SiteCost()).seconds += share
 
 
 def distinct_inputs(jobs: Sequence[Batch]) -> tuple[list[Any], list[int]]:

@@ -66,12 +66,16 @@ class Generate:
     then: Callable[[Draw], Any] | None = None
     """How to go on with the draw; None: it is the result."""
     drawn: Draw | None = None
+    given: Ids | None = None
+    """The tokens of the whole string, where a run in pieces is to take them: `lmppl.given`."""
     ledger: Ledger | None = None
+    site: str | None = None
+    """The address that its costs are charged to; None: to no site."""
     owner: Any = None
     _state: StringState | None = None
 
     def __init__(self, maker: Maker, context: Ids, key: int) -> None:
-        """Keep the parts; `owner`, `ledger` and `limit` are for whoever runs the job."""
+        """Keep the parts; `owner`, `ledger`, `site` and `limit` are for whoever runs the job."""
         self.maker = maker
         self.context = context
         self.key = key
@@ -135,6 +139,7 @@ class Score:
         "outcome",
         "owner",
         "reward",
+        "site",
         "temperatures",
         "then",
     )
@@ -159,6 +164,7 @@ class Score:
         """Whether it is asked as a reward model: the ledger counts it as one too."""
         self.owner: Any = None
         self.ledger: Ledger | None = None
+        self.site: str | None = None
         self.outcome: Any = None
 
     def step(self) -> Any:
@@ -177,7 +183,7 @@ class Batch:
     while model batches go on.
     """
 
-    __slots__ = ("beside", "fn", "input", "ledger", "outcome", "owner", "size", "then")
+    __slots__ = ("beside", "fn", "input", "ledger", "outcome", "owner", "site", "size", "then")
 
     def __init__(
         self,
@@ -196,6 +202,7 @@ class Batch:
         self.then = then
         self.owner: Any = None
         self.ledger: Ledger | None = None
+        self.site: str | None = None
         self.outcome: Any = None
 
     def step(self) -> Any:

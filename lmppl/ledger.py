@@ -33,7 +33,7 @@ class ModelCost:
 
 @dataclass
 class SiteCost:
-    """What the strings of one site took: those that came to their end."""
+    """What the strings of one site took."""
 
     calls: int = 0
     """Strings sampled or scored."""
@@ -77,6 +77,13 @@ class Ledger:
     def model(self, name: str) -> ModelCost:
         """The line of one model, made on first use."""
         return self.models.setdefault(name, ModelCost())
+
+    def charge(self, name: str, spent: ModelCost, site: str | None, seconds: float) -> None:
+        """Add what a model was asked for, and to a site its share of it."""
+        self.model(name).add(spent)
+        if site is not None:
+            cost = SiteCost(spent.calls, spent.tokens_in, spent.tokens_out, seconds)
+            self.sites.setdefault(site, SiteCost()).add(cost)
 
     @property
     def calls(self) -> int:

@@ -230,25 +230,25 @@ class Answers(Faults, ABC):
             self.borders[site] = border_warning(site, m.dist, seen, self.env)
 
     def _factor(self, p: Particle, s: Strand, m: Message) -> bool:
-        weight = check_log_weight(m.value, site=m.address)
-        if m.origin is not None:  # of a potential, which takes logarithms itself
-            pass
-        elif weight >= 0.0 and m.value is not True:
+        value, address = m.value, m.address
+        weight = value
+        if type(value) is not float or not -1e300 < value < 1e300:
+            weight = check_log_weight(value, site=address)
+        # a bool is a constraint, and a potential takes logarithms itself
+        if m.origin is None and value is not True and value is not False:
             seen = self.factors.get(m.name) or self.factors.setdefault(m.name, [0, 0, 0])
-            seen[0] += weight <= 1.0
-            seen[1] += 0.0 < weight <= 1.0
-            seen[2] += weight > 1.0
-        elif m.value is not False and m.value is not True:
-            self.factors.setdefault(m.name, [0, 0, 0])[2] += 1
+            if weight > 1.0 or weight < 0.0:
+                seen[2] += 1
+            else:
+                seen[0] += 1
+                if weight > 0.0:
+                    seen[1] += 1
         weight *= m.scale
         if m.masked or self.ignore_weights:
             weight = 0.0
-        s.head = _new(
-            Entry,
-            (s.head, "factor", m.address, m.value, 0.0, 0.0, weight, m.fingerprint(), None, None),
-        )
+        s.head = _new(Entry, (s.head, "factor", address, value, 0.0, 0.0, weight, 0, None, None))
         if weight == NEG_INF:
-            self.kill(p, m.address, excerpt(m.value, 60))
+            self.kill(p, address, excerpt(value, 60))
         else:
             p.logw += weight
         return self._at_barrier(p, s, m)

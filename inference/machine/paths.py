@@ -13,6 +13,10 @@ filter replays nothing and calls no language model: at barrier t it *is* its t-t
 log q is the density of the law that a site is *drawn* from, which is not its target where sampling
 settings or a proposal are given; `drawn_law` says which distribution scores it. Where none does
 (top-p, masks of a regex), a value cannot be kept in another context, and is drawn anew.
+
+With barriers inside strings, what happens between two of them is a *chunk* of each string: its next
+tokens, and whether it ended. `Given.chunks` has chunks in place of values, and a string takes their
+tokens in the loop that would have drawn them (`lmppl.given`), whatever its law.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from typing import Any, NamedTuple
 
 from lmppl.choice import Choice
 from lmppl.distributions import Categorical, Distribution, after, gather
-from lmppl.errors import BadArgument, LmpplError
+from lmppl.errors import BadArgument, LmpplError, excerpt
+from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.jobs import Draw, Generate
@@ -33,8 +38,9 @@ from lmppl.mixture import Mixture
 from lmppl.numpyro import NumPyro
 from lmppl.strands import Strand
 from lmppl.strings import StringDistribution
+from lmppl.text import Text
 from lmppl.trace import Entry, Trace, entries
-from lmppl.types import Key
+from lmppl.types import Ids, Key
 from lmppl.weights import NEG_INF
 
 
@@ -114,6 +120,40 @@ def log_q(p: Particle) -> float:
     return float(total) + sum(job.state.logq for job in drawing(p))
 
 
+# -- chunks of strings ---------------------------------------------------------------------------
+
+
+class Chunk(NamedTuple):
+    """Tokens of a string: what one stretch between barriers adds, or all of it."""
+
+    ids: Ids
+    ended: bool
+
+
+def strings(p: Particle) -> dict[str, Chunk]:
+    """The strings of a particle as far as they are drawn, by address."""
+    found = {a: c for a, e in sampled(p).items() if (c := whole(e.value)) is not None}
+    for leaf in p.strand.leaves():
+        if isinstance(leaf.job, Generate) and leaf.pending is not None:
+            found[leaf.pending.address] = Chunk(tuple(leaf.job.state.ids), False)
+    return found
+
+
+def whole(value: Any) -> Chunk | None:
+    """A text by its own tokens; None for a value that has none."""
+    ids = value.token_ids if isinstance(value, Text) else None
+    return None if ids is None else Chunk(tuple(ids.tolist()), True)
+
+
+def added(before: Mapping[str, Chunk], after: Mapping[str, Chunk]) -> dict[str, Chunk]:
+    """What each string has more than before."""
+    return {
+        a: Chunk(c.ids[len(before[a].ids) :] if a in before else c.ids, c.ended)
+        for a, c in after.items()
+        if before.get(a) != c
+    }
+
+
 # -- given values --------------------------------------------------------------------------------
 
 
@@ -151,6 +191,8 @@ class Given:
     values: Mapping[str, Any]
     strict: bool = False
     """Whether a site that is not given kills the particle."""
+    chunks: Mapping[str, Chunk] | None = None
+    """The next tokens of strings, where barriers are inside them: before their values."""
     anew: Collection[str] = ()
     """Sites that are drawn anew although they have a value."""
     used: set[str] = field(default_factory=set)
@@ -175,6 +217,9 @@ class Script:
         if given is None:
             return self.machine._draw(p, m, key)
         address = m.address
+        source = m.dist if m.proposal is None else m.proposal
+        if given.chunks is not None and isinstance(source, StringDistribution):
+            return self._followed(p, m, key, given, given.chunks.get(address))
         keeps = address in given.values and address not in given.anew
         if keeps and (law is not None or given.strict):
             given.used.add(address)
@@ -183,6 +228,24 @@ class Script:
             return Draw(None, NEG_INF, 0.0)
         given.fresh.add(address)
         return self.machine._draw(p, m, key)
+
+    def _followed(
+        self, p: Particle, m: Message, key: Key, given: Given, chunk: Chunk | None
+    ) -> Any:
+        """The string's own draw, its first tokens given."""
+        if chunk is None:
+            if m.address in given.values:
+                raise BadArgument(
+                    f"site {m.address!r} was given a text without tokens",
+                    value=excerpt(given.values[m.address]),
+                    why="with barriers inside strings, its tokens say where they are",
+                    fix='give a text of an earlier run, trace["..."], or write resample_at="site"',
+                )
+            return Draw(None, NEG_INF, 0.0)
+        given.used.add(m.address)
+        step = self.machine._draw(p, m, key)
+        step.given = chunk.ids
+        return step
 
     def _scored(self, m: Message, law: Distribution | None, value: Any) -> Any:
         if law is None:
@@ -210,33 +273,36 @@ def script_of(machine: Machine) -> Script:
     return found
 
 
-def forced(machine: Machine, values: Mapping[str, Any], at: Any) -> Jobs:
+def forced(
+    machine: Machine, values: Mapping[str, Any], stop: Stop, limit: int | None = None
+) -> Jobs:
     """The path whose sample sites have given values: where a chain starts.
 
     Args:
         machine: the run.
         values: one for each sample site.
-        at: the barriers, "site" or "factor".
+        stop: the barriers, as in `Machine.advance`.
+        limit: tokens between barriers inside strings, which are then given as texts with tokens.
 
     Raises:
         BadArgument: a site has no value, a value has no site, or γ is zero there.
     """
-    if not isinstance(at, str):
-        raise BadArgument(
-            "a start of given values has no barriers inside strings",
-            fix='write resample_at="site", or leave start out',
-        )
     script = script_of(machine)
     node = root(machine, machine.key)
     p = machine.fork(node.state, machine.key, 0, frames=False)
     given = script.given[p] = Given(values, strict=True)
+    if limit is not None:
+        given.chunks = {a: c for a, v in values.items() if (c := whole(v)) is not None}
     while not p.finished:
-        yield from machine.advance([p], "factor" if at == "factor" else "site")
+        yield from machine.advance([p], stop, limit)
         if not p.dead:
             node = grown(machine, p, node)
     del script.given[p]
-    if p.dead or set(values) - given.used:
-        where = p.death or (", ".join(sorted(set(values) - given.used)), "no such sample site")
+    found = strings(p)
+    missed = set(values) - given.used
+    missed |= {a for a, c in (given.chunks or {}).items() if found.get(a) != c}
+    if p.dead or missed:
+        where = p.death or (", ".join(sorted(missed)), "no such sample site, or no such text")
         raise BadArgument(
             "a chain cannot start at these values",
             where=f"site {where[0]}",

@@ -143,7 +143,11 @@ class Machine(Growing, Answers):
             root = p.strand
             if p.dead or root.done:
                 continue
-            for leaf in (root,) if root.branches is None else tuple(root.leaves()):
+            if root.branches is None and root.job is None:  # nearly always
+                root.stepped = False
+                self._move(p, root, new)
+                continue
+            for leaf in tuple(root.leaves()):
                 leaf.stepped = False
                 if leaf.job is not None:
                     new.append(self._submit(leaf.job, p, leaf))
@@ -169,32 +173,35 @@ class Machine(Growing, Answers):
         Nothing is answered. Particles without a live frame are asked only when all others have
         ended, since they would have to replay. Returns whether any has ended or died.
         """
-        there = [p for p in particles if not p.finished and p.strand.branches is None]
-        live = [p for p in there if p.strand.frame is not None]
         try:
-            found = self._peek(live)
-            if found and all(p.finished for p in live):
-                self._peek([p for p in there if not p.finished])
+            found, going = self._peek(particles, True)
+            if found and not going:
+                self._peek(particles, False)
         except BaseException as error:
             self._give_up(particles, error)
             raise
         return found
 
-    def _peek(self, particles: Sequence[Particle]) -> bool:
-        found = False
+    def _peek(self, particles: Sequence[Particle], live: bool) -> tuple[bool, bool]:
+        """Look ahead where there is a frame, or none; whether any has ended, and any goes on."""
+        found = going = False
         for p in particles:
             s = p.strand
-            if s.ahead or s.job is not None or s.outcomes is not None or s.nested is not None:
+            if p.dead or s.done or s.branches is not None or (s.frame is not None) is not live:
                 continue
-            if self._resume(p, s) is None:
+            if s.ahead or s.job is not None or s.outcomes is not None or s.nested is not None:
+                going = True
+            elif self._resume(p, s) is None:
                 found = True
             else:
-                s.ahead = True
-        return found
+                s.ahead = going = True
+        return found, going
 
     def _submit(self, job: Job, p: Particle, s: Strand) -> Job:
         job.owner = (p, s)
         job.ledger = self.ledger
+        if s.pending is not None:
+            job.site = s.pending.address
         if type(job) is Generate:
             job.limit = self.limit
         return job
@@ -227,7 +234,7 @@ class Machine(Growing, Answers):
                         step = self.draws(p, message, key)
                     if type(step) is Generate:
                         s.job = step
-                        step.owner = (p, s)
+                        step.owner, step.site = (p, s), message.address
                         step.ledger = self.ledger
                         step.limit = self.limit
                         new.append(step)

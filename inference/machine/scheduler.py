@@ -9,7 +9,6 @@ reward endpoints; a batch never waits for them, their particles join the next on
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ from lmppl import context
 from lmppl.batches import call, distinct_inputs, run_lm_jobs, settle
 from lmppl.errors import Deadlock, Suspended
 from lmppl.inference.machine.population import Jobs
-from lmppl.inference.machine.site_costs import charge_sites
 from lmppl.jobs import Batch, Effect, Generate, Job, Score
 from lmppl.outside import EffectRunner
 from lmppl.random import Chance
@@ -232,7 +230,6 @@ def _run_batch(asking: Sequence[_Client], chance: Chance) -> list[tuple[_Client,
     else:
         batch = [job for client in asking for job in client.asked]
     failed: list[tuple[_Client, Exception]] = []
-    began = time.perf_counter()
     try:
         run_lm_jobs(batch, chance)
     except (MemoryError, Suspended):
@@ -248,7 +245,6 @@ def _run_batch(asking: Sequence[_Client], chance: Chance) -> list[tuple[_Client,
                 raise
             except Exception as own:
                 failed.append((client, own))
-    charge_sites(batch, time.perf_counter() - began)
     for client in asking:
         done, client.asked = client.asked, []
         client.waiting -= len(done)

@@ -25,7 +25,7 @@ from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.mcmc.chain import chain_posterior, check_count
 from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, filter_of, sweep
-from lmppl.inference.smc.particle_filter import SMC, tokens
+from lmppl.inference.smc.particle_filter import SMC, barriers, tokens
 from lmppl.random import draw, fold
 from lmppl.weights import NEG_INF, log_mean_exp
 
@@ -39,8 +39,8 @@ class ParticleGibbs(Engine):
         sweeps: conditional filters after the first, plain one.
         burn_in: how many of them are not kept.
         ancestor_sampling: draw the reference's ancestors too (PGAS): mixes with few particles over
-            long programs, and costs N runs of the rest of the program at every resampling. It wants
-            multinomial resampling, and barriers at sites or factors.
+            long programs, and costs N runs of the rest of the program at every resampling, whose
+            values are given and scored. It wants multinomial resampling.
         resampling: "multinomial", "systematic", "stratified" or "residual", in its conditional form.
         ess_threshold, resample_at, guide, always: as in `SMC`.
         start: values of all sample sites, where the chain starts in place of a filter.
@@ -84,12 +84,6 @@ class ParticleGibbs(Engine):
                 why="it draws one ancestor given the others, which only independent ones allow",
                 fix='write resampling="multinomial"',
             )
-        if self.ancestor_sampling and isinstance(self.resample_at, tokens):
-            raise BadArgument(
-                "ancestor sampling with barriers inside strings",
-                why="half of a string cannot be scored after another beginning",
-                fix='write resample_at="site"',
-            )
 
     def target(self, program: Any = None) -> str:
         """The law of the chain."""
@@ -101,16 +95,16 @@ class ParticleGibbs(Engine):
 
     def run(self, machine: Machine) -> Jobs:
         """A filter, then the sweeps."""
-        history, evidence = None, 0.0
+        evidence = 0.0
         if self.start is not None:
-            x = yield from forced(machine, self.start, self.resample_at)
+            x = yield from forced(machine, self.start, *barriers(self.resample_at))
         else:
             key = fold(machine.key, "filter")
             first: Swept = yield from sweep(machine, self._filter, key)
-            history, evidence = first.history, log_mean_exp(first.lw)
+            evidence = log_mean_exp(first.lw)
             if evidence == NEG_INF:
                 states = [h.state for h in first.heads]
-                return population_posterior(machine, self, states, NEG_INF, history)
+                return population_posterior(machine, self, states, NEG_INF, first.history)
             x = chosen(machine, key, first)
         traces = []
         for s in range(self.sweeps):
@@ -121,7 +115,8 @@ class ParticleGibbs(Engine):
             x = chosen(machine, key, swept)
             if s >= self.burn_in:
                 traces.append(x.trace)
-        return chain_posterior(machine, self, traces, evidence, history=history)
+        last = swept.told("the last sweep")
+        return chain_posterior(machine, self, traces, evidence, history=last)
 
 
 def chosen(machine: Machine, key: int, swept: Swept) -> Node:

@@ -25,11 +25,12 @@ from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.paths import Node, forced
 from lmppl.inference.machine.population import Jobs, Machine
+from lmppl.inference.machine.together import together
 from lmppl.inference.mcmc.chain import accepts, chain_posterior, check_count
 from lmppl.inference.mcmc.particle_gibbs import chosen
 from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, filter_of, sweep
-from lmppl.inference.smc.particle_filter import SMC, tokens
+from lmppl.inference.smc.particle_filter import SMC, barriers, tokens
 from lmppl.random import fold
 from lmppl.trace import Trace
 from lmppl.weights import NEG_INF, log_mean_exp
@@ -94,19 +95,19 @@ class ParallelTempering(Engine):
 
     def run(self, machine: Machine) -> Jobs:
         """Filters, then sweeps and swaps."""
-        betas = [1.0 / t for t in self.temperatures]
-        history, evidence = None, 0.0
+        betas, at = [1.0 / t for t in self.temperatures], barriers(self.resample_at)
+        evidence = 0.0
         x: list[Node] = []
         for k, beta in enumerate(betas):
             if self.start is not None:
-                x.append((yield from forced(machine, self.start[k], self.resample_at)))
+                x.append((yield from forced(machine, self.start[k], *at)))
                 continue
             key = fold(machine.key, "filter", k)
             first: Swept = yield from sweep(machine, self._filter, key, beta=beta)
-            history, evidence = first.history, log_mean_exp(first.lw)
+            evidence = log_mean_exp(first.lw)
             if evidence == NEG_INF:
                 states = [h.state for h in first.heads]
-                return population_posterior(machine, self, states, NEG_INF, history)
+                return population_posterior(machine, self, states, NEG_INF, first.history)
             x.append(chosen(machine, key, first))
         traces: list[list[Trace]] = [[] for _ in betas]
         swaps = [0] * (len(betas) - 1)
@@ -134,7 +135,7 @@ class ParallelTempering(Engine):
             self,
             traces[-1],
             evidence,
-            history=history,
+            history=swept[-1].told("the last sweep of the chain at T = 1"),
             acceptance={
                 f"swap {a}-{b}": n / self.sweeps
                 for a, b, n in zip(named, named[1:], swaps, strict=False)
@@ -146,35 +147,3 @@ class ParallelTempering(Engine):
 def swap_ratio(beta: float, next_beta: float, log_w: float, next_log_w: float) -> float:
     """log [π_k(x_{k+1}) π_{k+1}(x_k)] / [π_k(x_k) π_{k+1}(x_{k+1})]."""
     return (beta - next_beta) * (next_log_w - log_w)
-
-
-def together(runs: Sequence[Jobs]) -> Jobs:
-    """Several runs of one machine at once: all jobs that wait are one batch.
-
-    Returns:
-        Their results, in order.
-    """
-    results: list[Any] = [None] * len(runs)
-    owner: dict[int, int] = {}
-    waiting = [0] * len(runs)
-    due: dict[int, list[Any]] = {i: [] for i in range(len(runs))}
-    started: set[int] = set()
-    while due:
-        new: list[Any] = []
-        for i, done in due.items():
-            try:
-                jobs = runs[i].send(done) if i in started else next(runs[i])
-            except StopIteration as stop:
-                results[i] = stop.value
-                continue
-            started.add(i)
-            waiting[i] += len(jobs)
-            owner.update((id(job), i) for job in jobs)
-            new += jobs
-        due = {}
-        if any(waiting):
-            for job in (yield new):
-                i = owner.pop(id(job))
-                waiting[i] -= 1
-                due.setdefault(i, []).append(job)
-    return results

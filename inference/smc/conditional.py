@@ -21,14 +21,10 @@ Algorithm 4)
 | stratified | a stratum ∝ its overlap with [0, N W_0), its point inside; the other points free |
 | residual | a sure copy with probability ⌊N W_0⌋ / (N W_0), else one of the rest |
 
-With **ancestor sampling** the reference's own ancestor is drawn too, i with probability
-∝ w_i γ(prefix_i, x' after t) / γ(prefix_i): the program is run on from each prefix with the
-reference's later values given and scored; where they do not fit, the weight is 0. It is a Gibbs
-step only for independent ancestors, so it wants multinomial resampling.
+With **ancestor sampling** the reference's own ancestor is drawn too (`lmppl.inference.smc.ancestor`).
 
 References: Andrieu, Doucet and Holenstein, Particle Markov chain Monte Carlo methods (2010);
-Chopin and Singh, On particle Gibbs sampling (2015); Lindsten, Jordan and Schön, Particle Gibbs with
-ancestor sampling (2014).
+Chopin and Singh, On particle Gibbs sampling (2015).
 """
 
 from __future__ import annotations
@@ -40,15 +36,15 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.inference.guide import Guide
-from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle
-from lmppl.inference.machine.paths import Given, Node, grown, history, root, sampled, script_of
+from lmppl.inference.machine.paths import Node, grown, history, root
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.inference.results.posterior import History
-from lmppl.inference.smc.particle_filter import SMC, tokens
+from lmppl.inference.results.history import History
+from lmppl.inference.smc.ancestor import draw_ancestor
+from lmppl.inference.smc.particle_filter import SMC, barriers, tokens
 from lmppl.random import Chance, draw, fold
 from lmppl.types import Floats, Ints, Key
-from lmppl.weights import NEG_INF, ess, log_mean_exp, normalize
+from lmppl.weights import ess, log_mean_exp, normalize
 
 Conditional = Callable[[Floats, Key, Chance], Ints]
 LEAST = 1e-300
@@ -167,6 +163,10 @@ class Swept(NamedTuple):
     """Their log-weights [N]."""
     history: History
 
+    def told(self, whose: str) -> History:
+        """Its barriers, for a chain that kept one of its paths."""
+        return self.history.of(whose, [h.trace for h in self.heads], self.lw)
+
 
 def filter_of(
     particles: int, resampling: str, ess_threshold: float, resample_at: str | tokens,
@@ -210,9 +210,8 @@ def sweep(
     Returns:
         `Swept`.
     """
-    n, at, chance = settings.particles, settings.resample_at, machine.env.chance
-    limit = at.k if isinstance(at, tokens) else None
-    stop: Stop = "factor" if at == "factor" else "site"
+    n, chance = settings.particles, machine.env.chance
+    stop, limit = barriers(settings.resample_at)
     kept = [] if reference is None else history(reference)
     heads = [root(machine, fold(key, "particle", i)) for i in range(n)]
     live: list[Particle | None] = [
@@ -235,12 +234,14 @@ def sweep(
         lw = beta * np.array([h.logw for h in heads]) + shift
         if all(h.state.finished for h in heads):
             break
+        states = [h.state for h in heads]
+        past.watch(lw, states)
         v = lw
         if guide is not None:
-            v = lw + (yield from guide.log_h(machine, [h.state for h in heads]))
+            v = lw + (yield from guide.log_h(machine, states))
         size = ess(v)
         ancestors: Ints | None = None
-        threshold = settings.threshold([h.state for h in heads])
+        threshold = settings.threshold(states)
         if size > 0 and (settings.always or size < threshold * n):
             # Resample
             own = fold(key, "resample", step)
@@ -251,10 +252,9 @@ def sweep(
                 weights[0] = max(weights[0], LEAST)
                 ancestors = CONDITIONAL[str(settings.resampling)](weights, own, chance)
                 if ancestor_sampling:
-                    kept, parent = yield from _ancestor(
-                        machine, own, heads, lw, kept, step, stop, beta
-                    )
-                    ancestors[0] = parent
+                    later = kept[step:]
+                    drawn = draw_ancestor(machine, own, heads, lw, later, stop, limit, beta)
+                    kept, ancestors[0] = yield from drawn
             live = _offspring(machine, own, heads, live, ancestors, bool(kept))
             level = log_mean_exp(v)
             heads = [heads[a] for a in ancestors.tolist()]
@@ -286,51 +286,3 @@ def _offspring(
         if parent is not None and a not in born:
             parent.strand.kill()
     return children
-
-
-def _ancestor(
-    machine: Machine, key: Key, heads: Sequence[Node], lw: Floats, kept: list[Node], step: int,
-    stop: Stop, beta: float,
-) -> Jobs:  # fmt: skip
-    """Draw an ancestor for what the reference does after this barrier.
-
-    Returns:
-        The nodes of the new reference, and the slot of its ancestor.
-    """
-    script, deaths = script_of(machine), machine.deaths.copy()
-    before = sampled(heads[0].state)
-    later: list[dict[str, object]] = []
-    for node in kept[step + 1 :]:
-        found = sampled(node.state)
-        later.append({a: e.value for a, e in found.items() if a not in before})
-        before = found
-    ratios = np.full(len(heads), NEG_INF)
-    ratios[0] = beta * kept[-1].logw + kept[-1].logq - beta * heads[0].logw - heads[0].logq
-    paths: dict[int, Node] = {}
-    runners: dict[int, Particle] = {}
-    for i in range(1, len(heads)):
-        if lw[i] > NEG_INF:
-            paths[i] = heads[i]
-            runners[i] = machine.fork(heads[i].state, fold(key, "suffix", i), i, frames=False)
-    at = 0
-    while any(not p.finished for p in runners.values()):
-        due = later[at] if at < len(later) else {}
-        moving = {i: p for i, p in runners.items() if not p.finished}
-        for p in moving.values():
-            script.given[p] = Given(due, strict=True)
-        yield from machine.advance(list(moving.values()), stop)
-        for i, p in moving.items():
-            if script.given.pop(p).used != due.keys():
-                p.dead = True
-                p.strand.kill()
-            else:
-                paths[i] = grown(machine, p, paths[i])
-        at += 1
-    for i, p in runners.items():
-        head, node = heads[i], paths[i]
-        rest = later[node.depth - head.depth :]
-        if not p.dead and not any(rest):
-            ratios[i] = beta * (node.logw - head.logw) + node.logq - head.logq
-    machine.deaths = deaths  # a suffix that does not fit is no impossible run
-    parent = draw(machine.env.chance, fold(key, "ancestor"), lw + ratios)
-    return (kept, 0) if parent == 0 else (history(paths[parent]), parent)

@@ -30,11 +30,12 @@ import numpy as np
 
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine, check_particles
-from lmppl.inference.guide import AnyGuide, Guide, partial_trace
+from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.inference.results.posterior import History, population_posterior
+from lmppl.inference.results.history import History
+from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.resampling import Scheme, scheme
 from lmppl.inference.smc.temper import Temper
 from lmppl.jobs import Generate
@@ -72,6 +73,11 @@ class tokens:  # noqa: N801
             raise BadArgument(
                 f"tokens(k) needs a positive integer, got {self.k!r}", fix="write tokens(8)"
             )
+
+
+def barriers(at: str | tokens) -> tuple[Stop, int | None]:
+    """Where particles stop, and the most tokens of a string between two barriers."""
+    return "factor" if at == "factor" else "site", at.k if isinstance(at, tokens) else None
 
 
 class Moving(Protocol):
@@ -186,8 +192,7 @@ class SMC(Engine):
         n = self.particles
         population = [machine.particle(i) for i in range(n)]
         history = History(n)
-        limit = self.resample_at.k if isinstance(self.resample_at, tokens) else None
-        stop: Stop = "factor" if self.resample_at == "factor" else "site"
+        stop, limit = barriers(self.resample_at)
         inside = self.resample_at.ess if isinstance(self.resample_at, tokens) else None
         if self.ess_threshold == 0.0 and not self.always and not inside:
             stop, limit = "end", None
@@ -235,12 +240,6 @@ def in_string(p: Particle) -> bool:
     """Whether a particle stands in the middle of a string."""
     jobs = (leaf.job for leaf in p.strand.leaves())
     return any(isinstance(job, Generate) and bool(job.state.ids) for job in jobs)
-
-
-def guide_value(guide: AnyGuide, p: Particle) -> float:
-    """log h of one living particle, its model jobs run at once; `Guide.log_h` batches them."""
-    found = guide if isinstance(guide, Guide) else Guide(guide)
-    return found(partial_trace(p))
 
 
 def offspring(

@@ -358,7 +358,6 @@ def test_acceptance_is_reported(programs: ModuleType) -> None:
         (lambda: ParticleGibbs(4, resampling="none"), "no resampling scheme"),
         (lambda: ParticleGibbs(4, sweeps=5, burn_in=5), "sweeps must be"),
         (lambda: ParticleGibbs(4, ancestor_sampling=True, resampling="systematic"), "ancestor"),
-        (lambda: ParticleGibbs(4, ancestor_sampling=True, resample_at=tokens(2)), "ancestor"),
         (lambda: ParallelTempering((1.0, 3.0)), "temperatures must fall"),
         (lambda: MetropolisHastings(0), "steps must be"),
         (lambda: MetropolisHastings(5, proposal=lambda t: t), "is none"),  # type: ignore[arg-type]
@@ -384,6 +383,16 @@ def test_a_start_must_be_possible(programs: ModuleType) -> None:
     for start in ({"x": "a"}, {"x": "a", "y": "a", "z": "a"}):
         with pytest.raises(BadArgument, match="cannot start"):
             infer(programs.soft, engine=ParticleGibbs(2, start=start), lm=programs.AB)
+
+
+def test_a_start_inside_strings_has_tokens(programs: ModuleType) -> None:
+    inside = ParticleGibbs(2, sweeps=1, resample_at=tokens(1), start={"x": "a", "y": "a"})
+    with pytest.raises(BadArgument, match="a text without tokens"):
+        infer(programs.soft, engine=inside, lm=programs.AB)
+    trace = infer(programs.soft, engine=SMC(4), lm=programs.AB, seed=1).traces[0]
+    start = {a: trace[a] for a in ("x", "y")}
+    again = ParticleGibbs(2, sweeps=1, resample_at=tokens(1), start=start, ess_threshold=0.0)
+    assert len(infer(programs.soft, engine=again, lm=programs.AB, seed=1)) == 1
 
 
 def test_ancestor_sampling_names_what_it_cannot_score(programs: ModuleType) -> None:

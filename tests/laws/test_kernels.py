@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 
 from lmppl import LM, Bernoulli, Categorical, Uniform, factor, observe, program, sample
-from lmppl.inference import Engine, infer
+from lmppl.inference import Engine, infer, tokens
 from lmppl.inference.mcmc import chain, tempering, trace_mh
 from lmppl.inference.mcmc.metropolis import MetropolisHastings
 from lmppl.inference.mcmc.particle_gibbs import ParticleGibbs
 from lmppl.inference.mcmc.proposals import Block, SingleSite, Suffix
 from lmppl.inference.mcmc.tempering import ParallelTempering
-from lmppl.inference.smc import conditional
+from lmppl.inference.smc import ancestor, conditional
+from lmppl.lm.table import TableLM
 from lmppl.testing import enumerate_exact, outcomes
 from lmppl.trace import Trace
 
@@ -162,6 +163,82 @@ def test_ancestor_sampling(fn: Any) -> None:
     assert error(fn, gibbs(**settings)) < ATOL
 
 
+CHAIN = TableLM(
+    ["a", "b", "<eos>"], {(): [0.6, 0.4, 0], (0,): [0.3, 0.5, 0.2], (1,): [0.7, 0.3, 0]}
+)
+"""What follows a token depends on it, and only "a" may be the last one."""
+
+
+def text_program(**settings: Any) -> Any:
+    """One string of at most two tokens, which is weighed inside."""
+
+    @program
+    def text() -> str:
+        return str(sample("x", LM("", max_tokens=2, **settings)))
+
+    return text
+
+
+TEXTS = {
+    "warm": text_program(temperature=2.0),
+    "truncated": text_program(top_k=2, mixture=0.2),
+    "masked": text_program(regex="aa|ab|ba"),
+    "weighed": text_program(potential=lambda text: -0.9 * text.count("b")),
+}
+
+
+@program
+def two_texts() -> Any:
+    """A string whose context is the one before."""
+    x = sample("x", LM("", max_tokens=2))
+    y = sample("y", LM(x, max_tokens=1))
+    factor("w", 0.8 * x.count("a") + (0.7 if x[:1] == y[:1] else -0.4))
+    return x, y
+
+
+INSIDE = {"resample_at": tokens(1), "always": True}
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("truncated", "weighed")]
+
+
+@pytest.mark.parametrize("name", ["warm", "masked", *SLOW])
+def test_ancestor_sampling_inside_strings(name: str) -> None:
+    """The remaining tokens are scored under each prefix, whatever the law they are drawn from."""
+    assert error(TEXTS[name], gibbs(**INSIDE, ancestor_sampling=True), CHAIN) < ATOL
+
+
+def test_ancestor_sampling_moves_inside_strings() -> None:
+    """A first token gives way while the second one is kept: impossible without."""
+    states, _, matrix = kernel(TEXTS["masked"], gibbs(**INSIDE, ancestor_sampling=True), CHAIN)
+    plain = kernel(TEXTS["masked"], gibbs(**INSIDE), CHAIN)[2]
+    old, new = (states.index((("x", text),)) for text in ("ba", "aa"))
+    assert matrix[old, new] > plain[old, new] + 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"particles": 3}, {"resample_at": tokens(2)}], ids=str)
+def test_ancestor_sampling_across_strings(settings: dict[str, Any]) -> None:
+    fn = TEXTS["warm"] if "particles" in settings else two_texts
+    assert error(fn, gibbs(**{**INSIDE, "ancestor_sampling": True, **settings}), CHAIN) < ATOL
+
+
+def test_rejects_ancestors_that_do_not_see_what_follows(monkeypatch: Patch) -> None:
+    """The reference's ancestor by the weights alone, as if what it does later fitted equally."""
+    monkeypatch.setattr(ancestor, "log_ratio", lambda *args: 0.0)
+    assert error(TEXTS["warm"], gibbs(**INSIDE, ancestor_sampling=True), CHAIN) > 1e-3
+
+
+def test_rejects_ancestors_by_what_follows_alone(monkeypatch: Patch) -> None:
+    real = conditional.__dict__["draw_ancestor"]
+
+    def forgets(machine: Any, key: int, heads: Any, lw: Any, *rest: Any) -> Any:
+        return real(machine, key, heads, np.zeros_like(lw), *rest)
+
+    monkeypatch.setattr(conditional, "draw_ancestor", forgets)
+    assert error(TEXTS["masked"], gibbs(**INSIDE, ancestor_sampling=True), CHAIN) > 1e-3
+
+
 def test_guided() -> None:
     def likes(trace: Trace) -> float:
         return float(0.7 * trace["x"] - 0.1 * len(trace))
@@ -241,8 +318,6 @@ def test_single_site_is_reversible(programs: ModuleType) -> None:
 
 def test_proposal_temperature_is_scored() -> None:
     """What a text is drawn from is not its target: log q is that of the temperature."""
-    from lmppl.lm.table import TableLM
-
     lm = TableLM(["a", "b", "<eos>"], {(): [0.5, 0.3, 0.2], (0,): [0.2, 0.4, 0.4]})
 
     @program
