@@ -1,12 +1,19 @@
-"""Wider or deeper as a bandit of two arms: a fresh result, or one more step from the best.
+"""Wider or deeper by expected improvement: a fresh result, or one more step from the best.
 
-The reward of a trial is what it added to the best score of all trials with smaller numbers,
-max(0, score - best before). Its mean has the normal-inverse-χ² model for each arm, and the larger
-Thompson draw decides. Rewarding the score itself fails on tasks that cannot be refined: a step from
-the best scores nearly as well as the best, and never better.
+    fresh    r ~ N(μ, σ²),               from the scores of fresh results
+    deeper   r - r(parent) ~ N(μ, σ²),   from what steps have added to where they began
 
-This is the baseline of AB-MCTS for tasks whose refinement does not level off, where averages over
-subtrees hide that the newest result is the best one.
+Both have the normal-inverse-χ² model. With the mean m and the standard deviation s of the next
+result, and z = (m - best) / s, a trial is worth
+
+    EI = E max(0, r - best) = s (z Φ(z) + φ(z)),
+
+and the larger one is tried. Outstanding trials share what their arm is worth. AB-MCTS compares mean
+scores instead: a step that spoils the best result a little scores better than most fresh ones, and
+yet improves nothing; this needs fewer results to see that.
+
+Reference: Jones, Schonlau and Welch, Efficient global optimization of expensive black-box
+functions (1998); the predictive Student's t is taken for a normal of its variance.
 """
 
 from __future__ import annotations
@@ -14,32 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lmppl.inference.search.allocator import UNIT, Stats
+from lmppl.errors import BadArgument
+from lmppl.inference.search.allocator import GRAIN, Stats
 from lmppl.inference.search.draws import student
 from lmppl.inference.search.priors import NIX2
 from lmppl.inference.search.results import Grown, ResultTree
 from lmppl.types import Key
-
-FRESH, DEEPER = 0, 1
-
-
-class Record:
-    """What the results up to one of them have added, by arm, and the best of them."""
-
-    __slots__ = ("best", "gains", "holder", "upto")
-
-    def __init__(self) -> None:
-        """No results."""
-        self.gains = (Stats(), Stats())
-        self.best = self.holder = self.upto = 0
-
-    def copy(self) -> Record:
-        """One that goes on by itself."""
-        out = Record()
-        for mine, theirs in zip(out.gains, self.gains, strict=True):
-            mine.n, mine.s1, mine.s2 = theirs.n, theirs.s1, theirs.s2
-        out.best, out.holder, out.upto = self.best, self.holder, self.upto
-        return out
 
 
 class WiderDeeper(ResultTree):
@@ -47,9 +34,10 @@ class WiderDeeper(ResultTree):
 
     Args:
         actions: names of what can make a result.
-        prior: of the mean improvement.
-        seed: all draws are functions of it.
-        virtual: plays no part here: an outstanding trial adds nothing.
+        fresh: the prior of the scores of fresh results; ν above 2, that a variance exists.
+        deeper: the prior of what a step adds.
+        seed: the draws of actions are functions of it.
+        virtual: plays no part here: an outstanding trial has a share in what its arm is worth.
 
     >>> tree = WiderDeeper(seed=1)
     >>> for _ in range(30):
@@ -64,62 +52,63 @@ class WiderDeeper(ResultTree):
         self,
         actions: Sequence[str] = ("",),
         *,
-        prior: NIX2 = NIX2(0.1, 0.5, 1.0, 0.01),  # noqa: B008
+        fresh: NIX2 = NIX2(0.0, 0.1, 2.5, 0.3),  # noqa: B008
+        deeper: NIX2 = NIX2(0.1, 0.5, 4.0, 0.01),  # noqa: B008
         seed: int = 0,
         virtual: str | float = "mean",
     ) -> None:
         """Nothing tried."""
         super().__init__(actions, seed=seed, virtual=virtual)
-        self.prior = prior
-        self._settled = Record()
-        """The results up to the first one that is outstanding."""
-        self._late: set[int] = set()
+        if min(fresh.nu, deeper.nu) <= 2:
+            raise BadArgument(
+                "WiderDeeper: ν of a prior must be above 2",
+                value=repr((fresh, deeper)),
+                why="with fewer degrees of freedom a result has no variance",
+                fix="write fresh=NIX2(0.0, 0.1, 2.5, 0.3)",
+            )
+        self.fresh, self.deeper = fresh, deeper
+        self._scores, self._gains = Stats(), Stats()
+        self._best = 0
+        """The number of the best result, the earlier one of equal scores."""
 
     def _decide(self, id: int) -> tuple[int, str]:
-        key = self._begin(id)
-        action = self._act(key)
+        action = self._act(self._begin(id))
         if not self.told:
             return 0, action
-        while self._settled.upto + 1 in self.told:
-            self._count(self._settled, self._settled.upto + 1)
-        now = self._settled.copy()
-        # a trial before these is not told yet, and may change what they have added
-        for i in sorted(i for i in self._late if i > now.upto):
-            self._count(now, i)
-        self._late = {i for i in self._late if i > self._settled.upto}
-        for node, _, _ in self.pending.values():
-            now.gains[node > 0].add(0)
-        fresh, deeper = (self._draw(s, arm, key) for arm, s in enumerate(now.gains))
-        return (0 if fresh >= deeper else now.holder), action
+        best = self.told[self._best] * GRAIN
+        out = sum(node > 0 for node, _, _ in self.pending.values())
+        fresh = improvement(self.fresh, self._scores, best) / (1 + len(self.pending) - out)
+        deeper = improvement(self.deeper, self._gains, 0.0) / (1 + out)
+        return (0 if fresh >= deeper else self._best), action
 
     def _learn(self, id: int, node: int, action: str, score: int) -> None:
         super()._learn(id, node, action, score)
-        self._late.add(id)
+        if node:
+            self._gains.add(score - self.told[node])
+        else:
+            self._scores.add(score)
+        if not self._best or (-score, id) < (-self.told[self._best], self._best):
+            self._best = id
 
     def _climb(self, at: int, score: int, sign: int) -> None:
-        """Nothing is kept of subtrees: a chain would pay for all of itself with every step."""
-
-    def _count(self, record: Record, id: int) -> None:
-        """One more result, in the order of the numbers."""
-        q = self.told[id]
-        if record.holder:
-            record.gains[self.nodes[id].parent > 0].add(max(0, q - record.best))
-        if not record.holder or q > record.best:
-            record.best, record.holder = q, id
-        record.upto = id
-
-    def _draw(self, stats: Stats, counter: int, key: Key) -> float:
-        loc, scale, df = self._law(stats)
-        return loc + scale * student(key, counter, df)
+        """Nothing is kept of subtrees."""
 
     def _law(self, stats: Stats) -> tuple[float, float, float]:
-        return self.prior.posterior(*stats.moments())
+        return NIX2().posterior(*stats.moments())
 
     def _pick(self, at: int, node: Grown, key: Key) -> int | None:
         return None
 
     def _arms(self, arms: list[Stats], key: Key) -> Sequence[float]:
-        return [self._draw(s, arm, key) for arm, s in enumerate(arms)]
+        laws = [self._law(stats) for stats in arms]
+        return [m + scale * student(key, arm, df) for arm, (m, scale, df) in enumerate(laws)]
 
-    def _prior(self) -> int:
-        return round(math.ldexp(self.prior.m, UNIT))
+
+def improvement(prior: NIX2, stats: Stats, best: float) -> float:
+    """E max(0, r - best) of the next r."""
+    n, mean, spread = stats.moments()
+    m, scale, df = prior.posterior(n, mean, spread)
+    s = scale * math.sqrt((prior.kappa + n + 1) * df / (df - 2))
+    z = (m - best) / s
+    cumulative = 0.5 * (1.0 + math.erf(z / math.sqrt(2.0)))
+    return s * (z * cumulative + math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi))

@@ -11,11 +11,12 @@ import pytest
 
 from lmppl.inference.search.abmcts import ABMCTS_A
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
+from lmppl.inference.search.allocator import Stats, quantum
 from lmppl.inference.search.cluster import kmeans, shares
-from lmppl.inference.search.priors import BetaPrior, Relative
+from lmppl.inference.search.priors import NIX2, BetaPrior, Relative
 from lmppl.inference.search.results import ResultTree
 from lmppl.inference.search.submodular import facility_value, submodular_pick, word_similarity
-from lmppl.inference.search.wider_deeper import WiderDeeper
+from lmppl.inference.search.wider_deeper import WiderDeeper, improvement
 
 Task = Callable[[Any, Any], float]
 
@@ -41,6 +42,11 @@ def climbing(rng: Any, state: Any) -> float:
 
 def sliding(rng: Any, state: Any) -> float:
     return float(rng.normal() if state is None else state + rng.normal(-0.1, 0.1))
+
+
+def jumping(rng: Any, state: Any) -> float:
+    """A refinement is better on average, and noise hides it."""
+    return float(rng.normal() if state is None else state + rng.normal(0.1, 0.5))
 
 
 def fixed(task: Task, budget: int, deep: bool) -> float:
@@ -85,9 +91,27 @@ def test_the_other_posteriors(task: Task) -> None:
     assert mixed >= (0.85 if task is levelling else 0.65)
 
 
-@pytest.mark.parametrize("task", [climbing, sliding, levelling, spoiling])
-def test_rewarding_improvement_reaches_it_where_refinement_never_levels_off(task: Task) -> None:
-    assert share_of_better(lambda s: WiderDeeper(seed=s), task, 32, 60) >= 0.85
+@pytest.mark.parametrize("budget,runs", [(8, 150), (32, 60)])
+@pytest.mark.parametrize("task", [climbing, sliding, levelling, spoiling, jumping])
+def test_expected_improvement_reaches_it_from_8_trials_on(
+    task: Task, budget: int, runs: int
+) -> None:
+    assert share_of_better(lambda s: WiderDeeper(seed=s), task, budget, runs) >= 0.85
+
+
+def test_expected_improvement_against_its_integral() -> None:
+    """E max(0, r - best) of a normal, by quadrature."""
+    prior, stats = NIX2(0.1, 0.5, 4.0, 0.01), Stats()
+    for score in (0.3, -0.2, 0.5):
+        stats.add(quantum(score))
+    for best in (-0.4, 0.2, 0.9):
+        m, kappa, df = (0.5 * 0.1 + 0.6) / 3.5, 3.5, 7.0
+        square = 4.0 * 0.01 + 0.26 + 3 * 0.5 * (0.1 - 0.2) ** 2 / 3.5
+        sd = np.sqrt(square / df * (1 + 1 / kappa) * df / (df - 2))
+        r = np.linspace(m - 12 * sd, m + 12 * sd, 200_001)
+        density = np.exp(-0.5 * ((r - m) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
+        exact = float(np.sum(np.maximum(r - best, 0) * density) * (r[1] - r[0]))
+        assert improvement(prior, stats, best) == pytest.approx(exact, abs=1e-7)
 
 
 @pytest.mark.parametrize("budget", [16, 32])
