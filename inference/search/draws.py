@@ -21,7 +21,7 @@ HIGH = np.uint64(32)
 HALF = 2.0**-32
 """One 64-bit number is two uniform ones of 32 bits: a t has its radius and its angle."""
 TURN = 2.0 * math.pi
-ZERO, ONE = np.zeros(1, dtype=np.uint64), np.ones(1, dtype=np.uint64)
+ZERO = np.zeros(1, dtype=np.uint64)
 
 
 def student(key: Key, counter: int, df: float) -> float:
@@ -29,14 +29,6 @@ def student(key: Key, counter: int, df: float) -> float:
     bits = mix(key + (counter + 1) * GOLDEN)
     u, v = ((bits >> 32) + 0.5) * HALF, ((bits & LOW) + 0.5) * HALF
     return math.sqrt(df * math.expm1(-2.0 / df * math.log(u))) * math.cos(TURN * v)
-
-
-def students(key: Key, counters: Keys, df: Floats) -> Floats:
-    """`student` of each counter [K] and its degrees of freedom [K]."""
-    bits = mix_array(np.uint64(key) + (counters + ONE) * np.uint64(GOLDEN))
-    u, v = ((bits >> HIGH) + 0.5) * HALF, ((bits & np.uint64(LOW)) + 0.5) * HALF
-    t: Floats = np.sqrt(df * np.expm1(-2.0 / df * np.log(u))) * np.cos(TURN * v)
-    return t
 
 
 def polar(keys: Keys, start: int, count: int) -> tuple[Floats, Floats]:
