@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from lmppl import __version__
-from lmppl.commands.options import debug_option, models_option, program_argument
+from lmppl.commands.options import (
+    check_keeping,
+    debug_option,
+    json_option,
+    keeping_options,
+    models_option,
+    program_argument,
+    questions_options,
+)
 from lmppl.commands.serve_command import serve
 from lmppl.errors import Deadlock, LmpplError, Suspended
 
@@ -114,7 +122,7 @@ def cli() -> None:
 
 @cli.command()
 @program_argument
-@click.option("--data", required=True, help="Questions: one JSON object a line.")
+@questions_options
 @click.option("--out", required=True, help="The folder of the run: results, report, configuration.")
 @click.option(
     "--engine",
@@ -133,36 +141,13 @@ def cli() -> None:
     help="smollm2 (the default), a "
     "path, OWNER/NAME, table:FILE.json, or none; judge=MODEL for a second one.",
 )
-@click.option("--seed", default=0, show_default=True, help="All randomness follows from it.")
-@click.option("--resume", is_flag=True, help="Go on: questions with a result are not run again.")
-@click.option("--fork", is_flag=True, help="Start anew beside --out when it holds a run.")
-@click.option("--retry-failed", is_flag=True, help="With --resume, run failed questions again.")
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="Questions that share a batch.",
-)
-@click.option("--limit", type=click.IntRange(1), help="Only the first N questions.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["raise", "kill", "retry"]),
-    default="raise",
-    show_default=True,
-    help="An exception in one particle: fail the question, kill the particle, or try again.",
-)
-@click.option(
-    "--driver",
-    type=click.Choice(["greenlet", "coroutine", "eager"]),
-    help="How programs are suspended.",
-)
+@keeping_options
 @click.option("--ray", metavar="ADDRESS", help="Spread the questions over a Ray cluster, or local.")
 @click.option(
     "--ray-actors", type=click.IntRange(1), help="Processes; one for each CPU if left out."
 )
 @click.option("--pages", default=3, show_default=True, help="Posteriors with a page of their own.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@json_option
 @debug_option
 def run(**options: Any) -> int:  # fmt: skip
     """Answer the questions of a file with a program.
@@ -173,10 +158,7 @@ def run(**options: Any) -> int:  # fmt: skip
     """
     from lmppl.commands import run as runner
 
-    if options["resume"] and options["fork"]:
-        raise click.UsageError(
-            "--resume goes on with a run and --fork starts a new one: leave one out"
-        )
+    check_keeping(options)
     request = runner.Request(**options)
     outcome = runner.run(request)
     return _show(outcome, request.program, request.as_json)
@@ -184,7 +166,7 @@ def run(**options: Any) -> int:  # fmt: skip
 
 @cli.command()
 @program_argument
-@click.option("--data", required=True, help="Questions: one JSON object a line.")
+@questions_options
 @click.option("--out", required=True, help="The folder of the comparison.")
 @click.option(
     "--engines",
@@ -201,19 +183,6 @@ def run(**options: Any) -> int:  # fmt: skip
     help="What one question may cost, in tokens or calls: it sets the size of every engine. "
     "Several run one after the other; without one, engines run at the sizes they name.",
 )
-@models_option
-@click.option("--seed", default=0, show_default=True, help="All randomness follows from it.")
-@click.option("--resume", is_flag=True, help="Go on: questions with a result are not run again.")
-@click.option("--fork", is_flag=True, help="Start anew beside --out when it holds a run.")
-@click.option("--retry-failed", is_flag=True, help="With --resume, run failed questions again.")
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="Questions that share a batch; engines take turns after as many.",
-)
-@click.option("--limit", type=click.IntRange(1), help="Only the first N questions.")
 @click.option(
     "--first",
     type=click.IntRange(1),
@@ -221,19 +190,9 @@ def run(**options: Any) -> int:  # fmt: skip
     show_default=True,
     help="Sizes are chosen on the first N questions.",
 )
-@click.option(
-    "--on-error",
-    type=click.Choice(["raise", "kill", "retry"]),
-    default="raise",
-    show_default=True,
-    help="As for run.",
-)
-@click.option(
-    "--driver",
-    type=click.Choice(["greenlet", "coroutine", "eager"]),
-    help="How programs are suspended.",
-)
-@click.option("--json", "as_json", is_flag=True, help="The tables as JSON.")
+@models_option
+@keeping_options
+@json_option
 @debug_option
 def compare(**options: Any) -> int:  # fmt: skip
     """Compare engines at the same budget per question.
@@ -244,16 +203,13 @@ def compare(**options: Any) -> int:  # fmt: skip
     """
     from lmppl.commands import compare as comparing
 
-    if options["resume"] and options["fork"]:
-        raise click.UsageError(
-            "--resume goes on with a run and --fork starts a new one: leave one out"
-        )
+    check_keeping(options)
     return comparing.compare(comparing.Comparison(**options))
 
 
 @cli.command()
 @click.argument("run_dir")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@json_option
 @debug_option
 def show(run_dir: str, as_json: bool) -> int:
     """Show the summary of a run again, and write its report again."""
@@ -321,7 +277,7 @@ def check(program: str, data: str | None, models: tuple[str, ...], seed: int) ->
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option
 @debug_option
 def models(as_json: bool) -> int:
     """The language models that have a name, and whether they are on this machine."""
@@ -357,7 +313,7 @@ def models(as_json: bool) -> int:
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--lm", "model", default="smollm2", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@json_option
 @debug_option
 def demo(
     out: str, questions: Path | None, seconds: float, seed: int, model: str, as_json: bool
