@@ -104,8 +104,6 @@ class Answers(Faults, ABC):
             return self._step(p, s, m, self.draws(p, m, fold_half(halved, address)), new)
         if op == "observe":
             return self._step(p, s, m, self._score(m), new)
-        if op == "factor":
-            return self._factor(p, s, m)
         if op == "reward":
             return self._step(p, s, m, m.dist.score(m.value, self.env), new)
         if op == "effect":
@@ -212,7 +210,8 @@ class Answers(Faults, ABC):
             logp *= m.scale
         # a masked site that is latent keeps its law; a masked observation arrives as 0
         weight = 0.0 if self.ignore_weights else logp - logq
-        mark = m.fingerprint()
+        plain = m.op == "sample" and m.proposal is None  # mostly: one call less
+        mark = m.dist.fingerprint if plain else m.fingerprint()
         s.head = _new(Entry, (s.head, m.op, address, value, logp, logq, weight, mark, None, None))
         if address not in self.sites:
             self.sites.add(address)
@@ -251,7 +250,10 @@ class Answers(Faults, ABC):
             self.kill(p, address, excerpt(value, 60))
         else:
             p.logw += weight
-        return self._at_barrier(p, s, m)
+        if self.stop != "end":
+            s.stepped = True
+            return True
+        return p.dead
 
     def _append(self, s: Strand, m: Message, value: Any) -> None:
         s.head = Entry(s.head, m.op, m.address, value, fingerprint=m.fingerprint())
@@ -306,7 +308,9 @@ class Answers(Faults, ABC):
                 drawn = step
             s.job = None
             self.deliver(p, s, drawn)
-            if self.stop == "end" or not self._at_barrier(p, s, m):
+            if self.stop == "site":
+                s.stepped = True
+            else:
                 self._move(p, s, new)
             return
         if s.nested is not None and id(job) in s.nested:

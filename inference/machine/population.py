@@ -187,7 +187,9 @@ class Machine(Growing, Answers):
         found = going = False
         for p in particles:
             s = p.strand
-            if p.dead or s.done or s.branches is not None or (s.frame is not None) is not live:
+            if s.branches is not None or (s.frame is None) is live:
+                continue
+            if p.dead or s.done:
                 continue
             if s.ahead or s.job is not None or s.outcomes is not None or s.nested is not None:
                 going = True
@@ -209,8 +211,8 @@ class Machine(Growing, Answers):
     def _move(self, p: Particle, s: Strand, new: list[Job]) -> None:
         """Run a strand until it waits for a job, stands at a barrier, or has ended.
 
-        Every site of every particle passes here, so the most frequent message, a site to be drawn,
-        is answered in the loop; all others by `_begin`.
+        Every site of every particle passes here, so the most frequent messages, a site to be drawn
+        and a factor, are answered in the loop; all others by `_begin`.
         """
         while not p.dead:
             if s.ahead:
@@ -240,6 +242,8 @@ class Machine(Growing, Answers):
                         new.append(step)
                         return
                     waits = self._step(p, s, message, step, new)
+                elif message.op == "factor":
+                    waits = self._factor(p, s, message)
                 else:
                     waits = self._begin(p, s, message, new)
             except Exception as error:

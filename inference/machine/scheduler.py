@@ -20,6 +20,8 @@ from lmppl.jobs import Batch, Effect, Generate, Job, Score
 from lmppl.outside import EffectRunner
 from lmppl.random import Chance
 
+BESIDE = {Effect, Batch}
+"""Kinds of jobs that may run beside the batches."""
 SWEEP = 200_000
 """Objects made since the last sweep after which there is another."""
 
@@ -107,14 +109,17 @@ def drive_many(
                     collector.pause()
                     continue
                 client.waiting += len(new)
-                for job in new:
-                    if type(job) is Effect:
-                        of_effect[id(job)] = client
-                        effects.submit(job)
-                    elif type(job) is Batch and job.beside:
-                        client.outside.append(job)
-                    else:
-                        client.asked.append(job)  # type: ignore[arg-type]
+                if BESIDE.isdisjoint(map(type, new)):
+                    client.asked += new  # type: ignore[arg-type]
+                else:
+                    for job in new:
+                        if type(job) is Effect:
+                            of_effect[id(job)] = client
+                            effects.submit(job)
+                        elif type(job) is Batch and job.beside:
+                            client.outside.append(job)
+                        else:
+                            client.asked.append(job)  # type: ignore[arg-type]
                 if not client.waiting:
                     raise Deadlock(
                         "an engine waits, and none of its jobs runs", fix="report this as a bug"
