@@ -26,7 +26,7 @@ class Engine(ABC):
     """An inference algorithm."""
 
     needs: ClassVar[tuple[str, ...]] = ("logprobs",)
-    """Capabilities that it asks of every language model, before any token is drawn."""
+    """Capabilities (`lmppl.lm.needs`) that it asks of every language model, before any token is drawn."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let `target` name what potentials around the program multiply."""

@@ -285,12 +285,12 @@ def _prepare(
         )
     ambient, outer_chance, root = inherited(local.active)
     models = {**ambient, **as_models(o["lm"])}
-    for model in models.values():
-        check_capabilities(type(engine).__name__, engine.needs, model)
+    for name, model in models.items():
+        check_capabilities(engine, program, name, model)
 
     def resolve(name: str) -> LanguageModel:
         found = shared(name)
-        check_capabilities(type(engine).__name__, engine.needs, found)
+        check_capabilities(engine, program, name, found)
         return found
 
     key = fold(0, "seed", int(seed))

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmppl.errors import BadArgument, UnusedCondition
-from lmppl.lm.base import LanguageModel, require
+from lmppl.lm.base import LanguageModel
+from lmppl.lm.needs import FIXES, require
 from lmppl.messengers import wrapped
+from lmppl.program import ProgramFunction
 
 if TYPE_CHECKING:
+    from lmppl.inference.base import Engine
     from lmppl.inference.machine.population import Machine
 
 
-def check_capabilities(engine: str, needs: Sequence[str], model: LanguageModel) -> None:
-    """An engine gets what it needs of a model, or a `CapabilityError` before any token."""
-    for capability in needs:
-        require(model, capability, engine, "use engine=Forward() or Greedy()")
+def check_capabilities(engine: Engine, program: Any, name: str, model: LanguageModel) -> None:
+    """Engine and program get what they need of the model of a name, before any token is drawn.
+
+    Raises:
+        CapabilityError: with who needs what.
+    """
+    for capability in engine.needs:
+        require(
+            model, capability, type(engine).__name__, FIXES.get(capability, "use another model")
+        )
+    inner = innermost(program)
+    if isinstance(inner, ProgramFunction):
+        for capability in (*inner.needs.get(None, ()), *inner.needs.get(name, ())):
+            require(model, capability, repr(inner), "use another model")
+
+
+def innermost(program: Any) -> Any:
+    """The program inside its handlers."""
+    around = list(wrapped(program))
+    return around[-1].fn if around else program
 
 
 def check_call(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """The arguments fit the program's signature."""
-    around = list(wrapped(program))
-    inner: Any = around[-1].fn if around else program
+    inner = innermost(program)
     try:
         signature = inspect.signature(inner)
     except (TypeError, ValueError):

@@ -12,9 +12,10 @@ from lmppl.chat import Message, as_messages
 from lmppl.distributions import Distribution
 from lmppl.errors import BadArgument, ContextOverflow, UnsupportedValue, excerpt, items_of
 from lmppl.jobs import Draw, Env, Score, Step
-from lmppl.lm.base import LanguageModel, require
+from lmppl.lm.base import LanguageModel
 from lmppl.lm.endings import Ending, canonical_endings
 from lmppl.lm.generate import StringLaw
+from lmppl.lm.needs import require
 from lmppl.random import draw, fold, hash_text
 from lmppl.string_options import as_stops
 from lmppl.strings import named
@@ -123,10 +124,9 @@ class Choice(Distribution):
             lw = np.array([log_sum_exp(part) for part in parts])
             return go_on(lw - log_sum_exp(lw) if (lw > NEG_INF).any() else lw)
 
-        n = len(rows)
-        return Score(
-            lm, [context] * n, [e.ids for e in rows], [e.ends for e in rows], [1.0] * n, scored
-        )
+        n, texts, ends = len(rows), [e.ids for e in rows], [e.ends for e in rows]
+        lm.check_score(texts, ends, [1.0] * n)
+        return Score(lm, [context] * n, texts, ends, [1.0] * n, scored)
 
     def draw(self, key: Key, env: Env) -> Step[Draw]:
         """Score all options in one batch, then draw exactly."""

@@ -6,12 +6,13 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from lmppl.context import local
 from lmppl.eager import EagerContext
 from lmppl.errors import BadProgram, excerpt
 from lmppl.frames import is_async
+from lmppl.lm.needs import Needs, declared
 from lmppl.types import Key
 
 P = ParamSpec("P")
@@ -23,10 +24,12 @@ class ProgramFunction(Generic[P, R]):
 
     __name__: str
 
-    def __init__(self, fn: Callable[P, R]) -> None:
+    def __init__(self, fn: Callable[P, R], needs: Needs = ()) -> None:
         """Refuse what cannot be suspended and replayed."""
         check_program(fn)
         self.fn = fn
+        self.needs = declared(needs)
+        """Capabilities that it asks of models, by their names in it; None: of every one."""
         self._is_async = is_async(fn)
         functools.update_wrapper(self, fn)
 
@@ -50,11 +53,25 @@ class ProgramFunction(Generic[P, R]):
         return f"<program {getattr(self.fn, '__qualname__', self.fn)}>"
 
 
-def program(fn: Callable[P, R]) -> ProgramFunction[P, R]:
+@overload
+def program(fn: Callable[P, R], *, needs: Needs = ()) -> ProgramFunction[P, R]: ...
+
+
+@overload
+def program(*, needs: Needs) -> Callable[[Callable[P, R]], ProgramFunction[P, R]]: ...
+
+
+def program(fn: Any = None, *, needs: Needs = ()) -> Any:
     """Make a program of a plain or `async def` function.
 
     The function may call `sample`, `observe`, `factor` and the other primitives. Everything else
     in it must be a function of its arguments and of their values: engines replay it.
+
+    Args:
+        fn: the function.
+        needs: capabilities that its sites will ask of their language models, such as "masks" or
+            "scores_text" (`lmppl.lm.base.Capabilities`); or a mapping from the name of a model to
+            its own. `infer` refuses a model that lacks one before anything is drawn.
 
     Raises:
         BadProgram: a generator, an async generator, a class, or no function at all.
@@ -66,7 +83,9 @@ def program(fn: Callable[P, R]) -> ProgramFunction[P, R]:
     >>> coin() in ("heads", "tails")
     True
     """
-    return ProgramFunction(fn)
+    if fn is None:
+        return functools.partial(ProgramFunction, needs=needs)
+    return ProgramFunction(fn, needs)
 
 
 def check_program(fn: Any) -> None:

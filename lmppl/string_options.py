@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from lmppl.constraints import compiled
-from lmppl.errors import BadArgument, excerpt, items_of
+from lmppl.errors import BadArgument, UnweightableProposal, excerpt, items_of
 from lmppl.grammars import Grammar
-from lmppl.jobs import Draw
-from lmppl.lm.base import LanguageModel, TokenLaw, require
+from lmppl.jobs import Draw, Env
+from lmppl.lm.base import LanguageModel, TokenLaw
 from lmppl.lm.generate import Limit, StringLaw, StringState, text_of
+from lmppl.lm.needs import FIXES, require
 from lmppl.lm.wave import is_whole
 from lmppl.random import hash_text
 from lmppl.text import Text
@@ -66,13 +67,23 @@ class Finisher:
         self.unweightable = ""
         """The settings under which the model cannot say how probable a draw was."""
         if own and options.target == "model" and not lm.capabilities.weighs_proposals:
-            self.unweightable, self.room = own, -1
+            self.unweightable = own
+        if self.unweightable or lm.draws_strings or lm.capabilities.logprobs == "none":
+            self.room = -1
         self.whole = is_whole(law)
         """Whether its strings can be drawn without a state of their own."""
         self.stop = options.law.stop
         self.restricted = options.law.token.truncates and options.target == "model"
         self.constrained = options.grammar is not None
         self.scheme = hash_text(f"{lm.vocabulary_id}\0{self.stop!r}")
+
+    def check(self, kind: str, env: Env) -> None:
+        """Refuse what the model cannot draw or weigh, before anything is sent to it."""
+        if env.weighted:
+            require(self.lm, "logprobs", kind, FIXES["logprobs"])
+            if self.unweightable:
+                raise UnweightableProposal(kind, self.lm.name, self.unweightable)
+        self.lm.check_draw(self.law, env.chance)
 
     def finish(self, state: StringState) -> Draw:
         """The value, its log p (of the whole event) and its log q."""

@@ -23,15 +23,15 @@ from lmppl.errors import (
     ContextOverflow,
     NotFinite,
     UnsupportedValue,
-    UnweightableProposal,
     excerpt,
 )
 from lmppl.grammars import Grammar, grammar_of
 from lmppl.jobs import Draw, Env, Generate, Score, Step
-from lmppl.lm.base import LanguageModel, require
+from lmppl.lm.base import LanguageModel
 from lmppl.lm.endings import canonical_endings, own_endings, weighed
 from lmppl.lm.generate import Limit, StringLaw
 from lmppl.lm.listing import every_string
+from lmppl.lm.needs import require
 from lmppl.random import MASK, MUL1, hash_text
 from lmppl.string_options import (
     Finisher,
@@ -138,8 +138,7 @@ class StringDistribution(Distribution):
             finisher = self._drawn(lm)
         context = self.context(lm)
         if len(context) > finisher.room:
-            if finisher.unweightable and env.weighted:
-                raise UnweightableProposal(self.kind, lm.name, finisher.unweightable)
+            finisher.check(self.kind, env)
             self._fits(lm, context, finisher.law.max_tokens)
         job = _make(Generate)  # its constructor, written out
         job.maker, job.context, job.key = finisher, context, key
@@ -200,14 +199,9 @@ class StringDistribution(Distribution):
                 )
             return law.power * (logps[0] if n == 1 else log_sum_exp(logps))
 
-        return Score(
-            lm,
-            [context] * n,
-            [e.ids for e, _ in weights],
-            [e.ends for e, _ in weights],
-            [temperature] * n,
-            scored,
-        )
+        texts, ends = [e.ids for e, _ in weights], [e.ends for e, _ in weights]
+        lm.check_score(texts, ends, [temperature] * n)
+        return Score(lm, [context] * n, texts, ends, [temperature] * n, scored)
 
     def _fits(self, lm: LanguageModel, context: Ids, more: int) -> None:
         needed = len(context) + more

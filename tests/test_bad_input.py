@@ -58,6 +58,7 @@ from lmppl.inference import (
     Enumerate,
     Forward,
     Importance,
+    MetropolisHastings,
     Rejection,
     infer,
     infer_many,
@@ -1060,6 +1061,46 @@ def engine_needs_log_probabilities() -> Any:
     finally:
         if lm.usage.passes:
             raise RuntimeError("tokens were drawn before the check")
+
+
+@bad_too
+def engine_needs_scores_of_texts() -> Any:
+    lm = silent()
+    lm.capabilities = Capabilities(scores_text=False, empty_context=True)
+    try:
+        infer(lambda: sample("x", LM("")), engine=MetropolisHastings(steps=4), lm=lm)
+    finally:
+        if lm.usage.passes:
+            raise RuntimeError("tokens were drawn before the check")
+
+
+@bad
+def engine_needs_token_ids() -> Any:
+    lm = silent()
+    lm.capabilities = Capabilities(token_ids=False, empty_context=True)
+    infer(lambda: sample("x", LM("")), engine=SMC(4, resample_at=tokens(2)), lm=lm)
+
+
+@bad_too
+def program_needs_masks() -> Any:
+    @program(needs={"judge": "masks"})
+    def judged() -> Any:
+        thought = sample("thought", LM(""))
+        return sample("verdict", LM(thought, regex="a|b", lm="judge"))
+
+    lm = silent()
+    lm.capabilities = Capabilities(masks=False, empty_context=True)
+    infer(judged, engine=ONE, lm={"default": TOY, "judge": lm})
+
+
+@bad_too
+def program_needs_an_unknown_capability() -> Any:
+    program(needs=("mask", "scores_text"))(lambda: sample("x", LM("")))
+
+
+@bad
+def model_of_a_site_without_log_probabilities() -> Any:
+    infer(lambda: sample("x", LM("", lm=silent())), engine=ONE)
 
 
 @bad_too

@@ -52,6 +52,7 @@ class MetropolisHastings(Engine):
     True
     """
 
+    needs = ("logprobs", "scores_text")  # what is kept is scored in its new context
     steps: int = 1000
     proposal: Proposal = SingleSite()  # noqa: RUF009
     burn_in: int = 0
@@ -91,10 +92,10 @@ class MetropolisHastings(Engine):
         else:
             key = fold(machine.key, "filter")
             first: Swept = yield from sweep(machine, self._filter, key)
-            history, evidence = first.history, log_mean_exp(first.lw)
+            history, evidence = first.told("the first filter"), log_mean_exp(first.lw)
             if evidence == NEG_INF:
                 states = [h.state for h in first.heads]
-                return population_posterior(machine, self, states, NEG_INF, history)
+                return population_posterior(machine, self, states, NEG_INF, first.history)
             picks = [
                 draw(machine.env.chance, fold(key, "path", c), first.lw) for c in range(self.chains)
             ]

@@ -140,6 +140,13 @@ class SMC(Engine):
     rejuvenate: Rejuvenation | None = None
     _scheme: Scheme = field(init=False, repr=False, compare=False)
 
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Moves score what they keep, and strings that stop in their middle go on from their ids."""
+        moves = ("scores_text",) if self.rejuvenate is not None else ()
+        inside = ("token_ids",) if isinstance(self.resample_at, tokens) else ()
+        return ("logprobs", *moves, *inside)
+
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_particles(self.particles)

@@ -33,7 +33,7 @@ from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
 
 if TYPE_CHECKING:
-    from lmppl.lm.generate import StringState
+    from lmppl.lm.generate import StringLaw, StringState
 
 
 class TokenLaw(NamedTuple):
@@ -92,23 +92,12 @@ class Capabilities:
     full_rows: bool = True
     weighs_proposals: bool = True
     """Whether `logq` is that of the law a token was drawn from: after temperature, top-p, top-k."""
+    token_ids: bool = True
+    """Whether texts go in and come out as token ids: then a string can stop in its middle (`tokens(k)`)."""
     batch_invariant: bool = True
     """Same tokens for every batch size (float32 on CPU), not merely up to near-ties."""
     empty_context: bool = False
     """Whether a text may start from no token at all."""
-
-
-def require(lm: LanguageModel, capability: str, asker: str, fix: str) -> None:
-    """Refuse what a model does not declare.
-
-    Raises:
-        CapabilityError: with what is needed and what there is.
-    """
-    has = getattr(lm.capabilities, capability)
-    if not has or has == "none":
-        raise CapabilityError.between(
-            asker, lm.name, needs=capability, has=f"{capability}={has!r}", fix=fix
-        )
 
 
 @dataclass
@@ -141,6 +130,23 @@ class Rows(ABC):
 
         A row whose allowed ids all have probability zero reports token -1 and log q = -inf.
         """
+
+    tilts: ClassVar[bool] = False
+    """Whether `draw_tilted` works: products of law and potential are made beside the logits."""
+
+    def draw_tilted(
+        self, keys: Keys, laws: Sequence[TokenLaw], weights: Floats, which: Ints, chance: Chance
+    ) -> Drawn:
+        """Where `tilts`: `draw` with log q tilted by weights, q(v) ∝ law(v) · exp(weights[u, v]).
+
+        Args:
+            keys: one random key per row [B].
+            laws: one `TokenLaw` per row [B].
+            weights: log-weights [U, V], `-inf` where a token is forbidden.
+            which: u, the row of weights of each row [B].
+            chance: as in `draw`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def log_mass(self, sets: Sequence[Sequence[int]], temperatures: Sequence[float]) -> Floats:
@@ -294,6 +300,25 @@ class LanguageModel(ABC):
     def advance(self, states: Sequence[StringState], chance: Chance, limit: int | None) -> int:
         """Where `draws_strings` or `bounded`: advance unfinished strings in place, as `lm.generate.advance`."""
         raise NotImplementedError
+
+    def check_draw(self, law: StringLaw, chance: Chance) -> None:  # noqa: B027  # most draw all
+        """Refuse strings that it cannot draw; asked at a site, before its batch is sent.
+
+        Raises:
+            CapabilityError: what the law needs, and what there is.
+        """
+
+    def check_score(  # noqa: B027
+        self,
+        continuations: Sequence[Ids],
+        ends: Sequence[Sequence[int] | None],
+        temperatures: Sequence[float],
+    ) -> None:
+        """Refuse texts that `score` could not score; asked at a site, before its batch is sent.
+
+        Raises:
+            CapabilityError: what they need, and what there is.
+        """
 
     def score(
         self,

@@ -21,7 +21,7 @@ import numpy as np
 
 from lmppl.errors import BadArgument, CapabilityError, LmpplError
 from lmppl.lm.base import Capabilities, LanguageModel, TokenLaw
-from lmppl.lm.generate import StringState, advance_rows
+from lmppl.lm.generate import StringLaw, StringState, advance_rows, end_ids
 from lmppl.lm.http.client import Client, Post
 from lmppl.lm.http.detect import identify
 from lmppl.lm.http.dialects import ALL, Ask, Reply, new_tag
@@ -33,6 +33,7 @@ from lmppl.lm.http.rows import HTTPRows
 from lmppl.lm.http.score import Part, assemble, parts
 from lmppl.lm.http.url import parse
 from lmppl.lm.http.vocabulary import find
+from lmppl.lm.needs import require
 from lmppl.lm.table import log_softmax
 from lmppl.random import Argmax, Chance, GumbelMax
 from lmppl.types import Floats, Ids
@@ -125,6 +126,7 @@ class HTTPLM(LanguageModel):
             masks=found.rows,
             full_rows=found.rows,
             weighs_proposals=found.rows or (found.meaning == "processed" and found.scores),
+            token_ids=found.ids,
             batch_invariant=False,
         )
 
@@ -154,23 +156,28 @@ class HTTPLM(LanguageModel):
 
     # -- drawing -----------------------------------------------------------------------------
 
+    def check_draw(self, law: StringLaw, chance: Chance) -> None:
+        """Whole rows where the server's own loop does not do; and the mass of a forced end."""
+        if not (self.capabilities.full_rows or self._by_server(law, chance)):
+            raise self._cannot(law, chance)
+        if law.limit == "eos":
+            self.check_score([()], [end_ids(self, law.stop)], [law.target_temperature])
+
     def advance(self, states: Sequence[StringState], chance: Chance, limit: int | None) -> int:
         """Whole strings by the server's loop; by rows where a law needs them."""
-        here = [s for s in states if not self._by_server(s, chance)]
-        there = [s for s in states if self._by_server(s, chance)]
+        here = [s for s in states if not self._by_server(s.law, chance)]
+        there = [s for s in states if self._by_server(s.law, chance)]
         passes = 0
         if here:
-            if not self.capabilities.full_rows:
-                raise self._cannot(here[0], chance)
+            self.check_draw(here[0].law, chance)
             passes += advance_rows(self, here, chance, limit)
         if there:
             passes += continue_strings(self, there, isinstance(chance, Argmax), limit)
         return passes
 
-    def _by_server(self, s: StringState, chance: Chance) -> bool:
-        if type(chance) not in (GumbelMax, Argmax) or s.automaton is not None:
+    def _by_server(self, law: StringLaw, chance: Chance) -> bool:
+        if type(chance) not in (GumbelMax, Argmax) or law.constraint is not None:
             return False
-        law = s.law
         plain = law.token._replace(mixture=0.0) == TokenLaw()
         if plain or self.capabilities.full_rows:
             return plain
@@ -178,10 +185,9 @@ class HTTPLM(LanguageModel):
         told = self.probed.meaning == "processed" and law.target_is_proposal
         return (meant or told) and law.token.mixture == 0.0
 
-    def _cannot(self, s: StringState, chance: Chance) -> CapabilityError:
-        law = s.law
+    def _cannot(self, law: StringLaw, chance: Chance) -> CapabilityError:
         what = (
-            "a constraint" if s.automaton is not None
+            "a constraint" if law.constraint is not None
             else f"chance by {type(chance).__name__}" if type(chance) not in (GumbelMax, Argmax)
             else "a mixture" if law.token.mixture
             else "a target of another temperature or truncation"
@@ -199,15 +205,25 @@ class HTTPLM(LanguageModel):
 
     def open(self, contexts: Sequence[Ids]) -> HTTPRows:
         """Rows, where the server gives whole ones."""
-        if not self.capabilities.full_rows:
-            raise CapabilityError.between(
-                "the next-token law",
-                self.name,
-                needs="full_rows",
-                has="full_rows=False",
-                fix="start the server so that it gives whole rows (vLLM: --max-logprobs -1)",
-            )
+        self._need_rows("the next-token law")
         return HTTPRows(self, contexts)
+
+    def _need_rows(self, asker: str) -> None:
+        fix = "start the server so that it gives whole rows (vLLM: --max-logprobs -1)"
+        require(self, "full_rows", asker, fix)
+
+    def check_score(
+        self,
+        continuations: Sequence[Ids],
+        ends: Sequence[Sequence[int] | None],
+        temperatures: Sequence[float],
+    ) -> None:
+        """Whole rows where the server's way to score does not do; and what that way needs."""
+        if any(t != 1.0 for t in temperatures) or not self.capabilities.scores_text:
+            self._need_rows("scoring these texts")
+            return
+        for x, e in zip(continuations, ends, strict=True):
+            parts(self.dialect, self.capabilities.full_rows, self._hidden, (), x, e)
 
     def score(
         self,
@@ -218,7 +234,6 @@ class HTTPLM(LanguageModel):
     ) -> list[Floats]:
         """By the server's way to score, all texts at once; see the base class."""
         if any(t != 1.0 for t in temperatures) or not self.capabilities.scores_text:
-            self.open([])
             return super().score(contexts, continuations, ends, temperatures)
         return self.plain_scores(contexts, continuations, ends)
 

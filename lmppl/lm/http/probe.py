@@ -51,6 +51,8 @@ class Probe:
     """The largest difference between drawing and scoring, in nats."""
     row_sum: float | None
     """Log of the sum of a whole row."""
+    ids: bool = True
+    """Token ids, in and out."""
 
 
 def probe(
@@ -85,7 +87,7 @@ def probe(
                 fix="name the tokenizer of the served model: http://host:port?tokenizer=NAME",
             )
     if not first.tokens or not first.logps:
-        return Probe("none", False, False, None, None)
+        return Probe("none", False, False, None, None, ids=bool(first.tokens))
     row = _try(lambda: ask(Ask(start, top=ALL)))
     total, rows = None, False
     if row is not None and row.tops and len(row.tops[0]) > 1:
