@@ -37,6 +37,8 @@ CONTEXTS = 6
 where other sites have certain values."""
 MOST_WORK = 400_000
 """How many sites are run through before a large program gets fewer values and settings."""
+MOST_SITES = 1_000
+"""Sites of a program on placeholders."""
 MOST_RUNS = 16
 """How many runs with different sites are taken as a basis."""
 STRENGTH = {"text": 3, "value": 2, "control": 1, "error": 0}
@@ -86,7 +88,7 @@ def graph_of(
     seen: set[frozenset[str]] = set()
     chance = random.Random(0)
     while bases and len(seen) < MOST_RUNS and found.graph["work"] <= MOST_WORK:
-        base = Replay(Held(bases.pop(0), derive=not seen)).attempt(*call)
+        base = _attempt(Held(bases.pop(0), derive=not seen), call)
         if base.raised is not None and not seen:
             base = _retried(_values(trace), call, base)
         if base.raised is not None or frozenset(base.events) in seen:
@@ -101,7 +103,7 @@ def graph_of(
             values = {
                 a: chance.choice([e.value, *others(e, hints)]) for a, e in base.events.items()
             }
-            there = Replay(Held(values)).attempt(*call)
+            there = _attempt(Held(values), call)
             if there.raised is None:
                 _vary_all(found, there, bases, call, hints)
     if not networkx.is_directed_acyclic_graph(found):
@@ -114,11 +116,17 @@ def graph_of(
     return found
 
 
+def _attempt(held: Held, call: tuple[Any, ...]) -> Replay:
+    """A replay: it is given up where it has far more sites than the run whose values it has."""
+    known = len(held.values)
+    return Replay(held, most=3 * known + 50 if known else MOST_SITES).attempt(*call)
+
+
 def _retried(values: dict[str, Any], call: tuple[Any, ...], first: Replay) -> Replay:
     """A run on placeholders whose effects give numbers in place of texts."""
     if isinstance(first.raised, (TypeError, ValueError, AttributeError)):
         for unknown in (1.0, 1):
-            again = Replay(Held(dict(values), derive=True, unknown=unknown)).attempt(*call)
+            again = _attempt(Held(dict(values), derive=True, unknown=unknown), call)
             if again.raised is None:
                 return again
     raise _unrunnable(first.raised, values)
@@ -145,6 +153,8 @@ def _name(program: Any) -> str:
 
 
 def _unrunnable(error: Exception | None, values: Mapping[str, Any]) -> GraphError:
+    if isinstance(error, GraphError):
+        return error
     made = GraphError(
         f"the program raised {type(error).__name__}: {excerpt(str(error), 200)}",
         why=None if values else "it was run on placeholders, without a model",
@@ -212,11 +222,13 @@ def _vary_all(
         ended = False
         for other in others(source, [*pool[:3], *hints])[:most]:
             held = Held(dict(values), changed=(source.address, other))
-            run = Replay(held).attempt(*call)
+            run = _attempt(held, call)
             found.graph["work"] += len(run.events)
+            if run.endless:
+                continue
             ended = ended or run.raised is None
             _compare(found, base, run, source, other)
-            if set(run.events) - set(base.events):
+            if run.raised is None and set(run.events) - set(base.events):
                 bases.append({**held.values, source.address: other})
             if run.raised is None and fingerprint_of(run.result) != fingerprint_of(base.result):
                 if source.address not in found.graph["returns"]:

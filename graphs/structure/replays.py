@@ -15,6 +15,7 @@ from typing import Any
 from lmppl.choice import Choice
 from lmppl.distributions import Categorical, Distribution, fingerprint_of
 from lmppl.eager import EagerContext
+from lmppl.errors import GraphError
 from lmppl.graphs.thoughts.record import is_recorded
 from lmppl.messages import Message
 from lmppl.messengers import placed
@@ -36,8 +37,14 @@ KINDS = {
     "param": "param",
 }
 """What a site is in the graph."""
+ENDLESS = 100_000
+"""Sites after which a replay is given up: on values that no model drew, a loop may have no end."""
 MOST_OTHERS = 16
 """How many other values of a site are tried."""
+
+
+class RunsAway(BaseException):
+    """Leaves a replay that has too many sites; no program catches it by mistake."""
 
 
 @dataclass
@@ -72,18 +79,25 @@ class Replay(EagerContext):
         choose: gives the value of a sample, effect, reward or parameter, and may replace that of
             an observation or a derived value, which stand in `message.value`.
         models: language models by name, for laws that have to be listed.
+        most: sites after which `attempt` gives up.
     """
 
     def __init__(
-        self, choose: Callable[[Message], Any], models: Mapping[str, Any] | None = None
+        self,
+        choose: Callable[[Message], Any],
+        models: Mapping[str, Any] | None = None,
+        most: int = ENDLESS,
     ) -> None:
         """Start with no event."""
         super().__init__(0, None, dict(models or {}))
         self.choose = choose
+        self.most = most
         self.events: dict[str, Event] = {}
         self.plates: dict[str, int] = {}
         """Items of each plate with branches."""
         self.raised: Exception | None = None
+        self.endless = False
+        """Whether it was given up."""
 
     def answer(self, message: Message) -> None:
         """Keep what the site was asked with, and give it its value."""
@@ -112,6 +126,8 @@ class Replay(EagerContext):
                     value = placed(value, message.address)
                 message.value = event.value = value
         self.events[message.address] = event
+        if len(self.events) > self.most:
+            raise RunsAway
         self._record(message, 0.0)
         message.done = True
 
@@ -121,6 +137,13 @@ class Replay(EagerContext):
             self.enter(program, args, kwargs)
         except Exception as error:
             self.raised = error
+        except RunsAway:
+            self.endless = True
+            self.raised = GraphError(
+                f"the program has not ended after {self.most:,} sites",
+                why="on these values one of its loops does not end",
+                fix="end the loop after a number of rounds, or give the values of a run: trace=...",
+            )
         return self
 
     def _warn_unmet(self, fn: Any) -> None:

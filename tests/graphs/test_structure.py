@@ -128,6 +128,22 @@ def test_a_program_that_parses_takes_values_from_a_trace() -> None:
         graph_of(parsed, trace=3)  # type: ignore[arg-type]
 
 
+def test_a_loop_that_no_value_ends_is_given_up() -> None:
+    """On placeholders, or on a value that no model would draw."""
+
+    @program
+    def words() -> str:
+        told = ""
+        while told.count(".") < 2:
+            told += sample("word", LM(f"Go on: {told}"))
+        return told
+
+    with pytest.raises(GraphError, match="has not ended after 1,000 sites"):
+        graph_of(words)
+    graph = graph_of(words, trace={"word": "one.", "word[1]": "two."})
+    assert list(graph) == ["word", "word[1]"] and ("word", "word[1]") in graph.edges
+
+
 def test_sites_that_read_each_other_in_turn_are_no_dag() -> None:
     @program
     def turned() -> None:
