@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from lmppl.inference import Importance, Posterior, infer
+from lmppl.inference import Cascade, Importance, ParticleGibbs, Posterior, infer
 from lmppl.inference.view.page import policy, report_page, script
 
 READY = "document.body && document.body.dataset.ready"
@@ -138,6 +138,38 @@ def test_a_reader_finds_their_way(
     best = posterior.traces[int(np.argmax(posterior.weights))]
     story = told("#story")
     assert all(e.address in story for e in best.sites) and "drew step0" in story
+    assert page.log == []
+
+
+@pytest.mark.parametrize(
+    "engine", [Cascade(12), ParticleGibbs(6, sweeps=9, always=True)], ids=lambda e: type(e).__name__
+)
+def test_barriers_of_other_populations_can_be_walked(
+    reports: ModuleType, browser: Any, tmp_path: Path, engine: Any
+) -> None:
+    """The slider, and clicks all over the genealogy."""
+    post = infer(reports.walk, 3, engine=engine, lm=reports.UP_DOWN, seed=1)
+    post.report(tmp_path / "run.html")
+    page = browser.open((tmp_path / "run.html").as_uri())
+    page.wait(READY)
+    found = page.evaluate("""(async () => {
+      const n = document.getElementById("step"), canvas = document.getElementById("genealogy");
+      const box = () => canvas.getBoundingClientRect(), seen = new Set();
+      for (let t = Number(n.max); t >= 0; t--) {
+        n.value = String(t); n.dispatchEvent(new Event("input"));
+        await new Promise((r) => setTimeout(r, 160));
+        for (const up of [0.1, 0.5, 0.9]) {
+          const at = { clientX: box().left + (t / Number(n.max)) * (box().width - 26) + 10, clientY: box().top + up * 260 };
+          canvas.dispatchEvent(new MouseEvent("click", at));
+        }
+        seen.add(document.querySelectorAll("#curves figure").length);
+      }
+      return [Number(n.max), [...seen], document.getElementById("whose").textContent];
+    })()""")
+    assert post.history is not None
+    assert found[0] == len(post.history.ess) - 1 and found[1] == [5]
+    said = "the barriers of the last sweep" if "Gibbs" in repr(engine) else ""
+    assert found[2] == said
     assert page.log == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +16,22 @@ import pytest
 from lmppl import LM, Bernoulli, Uniform, observe, program, sample
 from lmppl.errors import BadArgument
 from lmppl.graphs import Node, graph
-from lmppl.inference import SMC, Beam, Enumerate, Greedy, Importance, Posterior, infer
+from lmppl.inference import (
+    SMC,
+    Beam,
+    Cascade,
+    Enumerate,
+    Greedy,
+    Importance,
+    ParallelTempering,
+    ParticleGibbs,
+    Posterior,
+    WithoutReplacement,
+    infer,
+)
 from lmppl.inference.search.found import Found
 from lmppl.inference.view.page import report_page, script
+from lmppl.lm.table import TableLM
 from lmppl.trace import Entry, Trace
 
 
@@ -115,6 +129,48 @@ def test_every_engine_has_a_report(reports: ModuleType, engine: Any) -> None:
     state = reports.state_of(report_page(infer(coins, engine=engine, seed=0)))
     assert state["answers"] and state["landscape"] is not None
     assert len(state["particles"]["leaf"]) == state["size"]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Cascade(8),
+        WithoutReplacement(6),
+        ParticleGibbs(5, sweeps=7, always=True),
+        ParallelTempering((2.0, 1.0), particles=3, sweeps=3, always=True),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_every_engine_with_barriers_tells_of_them(reports: ModuleType, engine: Any) -> None:
+    lm = TableLM(["up ", "down ", "<eos>"], {(): [0.4, 0.4, 0.2]})
+    post = infer(short, engine=engine, lm=lm, seed=2)
+    state = reports.state_of(report_page(post, land=False))
+    steps, last = state["steps"], state["last"]
+    history = post.history
+    assert history is not None and state["told"] and len(steps) == len(history.ess) > 2
+    chain = "Gibbs" in repr(engine) or "Tempering" in repr(engine)
+    assert (last is not None) == bool(state["whose"]) == chain
+    end = last or state["particles"]
+    assert steps[-1]["at"] == end["leaf"] and math.fsum(end["w"]) == pytest.approx(1, abs=1e-3)
+    for step, after in zip(steps, steps[1:], strict=False):
+        assert len(step["lw"]) == len(step["at"]) == step["n"]
+        parents = step.get("parents", range(step["n"]))
+        assert len(parents) == after["n"] and max(parents) < step["n"]
+    assert any("parents" in step for step in steps)
+    assert len(state["particles"]["leaf"]) == len(post)
+
+
+@program
+def short() -> str:
+    """At most three words, each heard."""
+    told = ""
+    while told.count(" ") < 3:
+        word = sample(f"word{told.count(' ')}", LM("go", max_tokens=1))
+        observe(f"heard{told.count(' ')}", Bernoulli(0.8 if "up" in word else 0.3), True)
+        if not word:
+            break
+        told += word
+    return told
 
 
 def test_a_dead_population_has_a_report(reports: ModuleType) -> None:
