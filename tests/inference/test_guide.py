@@ -402,3 +402,6 @@ def test_a_prefix_is_scored_once(aggregate: str) -> None:
     )  # fmt: skip
     without = infer(steps, engine=SMC(16, always=True, guide=plain), lm=lm, seed=0)
     assert without.log_evidence == first.log_evidence
+    # the ledger counts the step of each particle once, and not its past again
+    assert len(set(asked)) <= first.ledger.reward_calls <= 4 * 16
+    assert (without.ledger.reward_calls > first.ledger.reward_calls) or aggregate == "last"
