@@ -11,13 +11,15 @@ from typing import Any
 
 from lmppl.inference.bffg.backward import BackwardFilter, backward, refine
 from lmppl.inference.bffg.explain import explain, is_exact
-from lmppl.inference.bffg.families.diffusions import (
-    Steps,
-    euler,
-    euler_steps,
-    linear_sde,
-    time_grid,
+from lmppl.inference.bffg.families.compound_poisson import CompoundPoisson, panjer
+from lmppl.inference.bffg.families.ctmc import (
+    JumpPath,
+    JumpProcess,
+    ctmc,
+    guided_rates,
+    jump_path,
 )
+from lmppl.inference.bffg.families.diffusions import euler, linear_sde, time_grid
 from lmppl.inference.bffg.families.finite import Finite, FiniteLeaf, Sparse
 from lmppl.inference.bffg.families.gamma_process import (
     GammaProcess,
@@ -39,6 +41,7 @@ from lmppl.inference.bffg.families.interacting import (
     sir_profile,
 )
 from lmppl.inference.bffg.families.poisson_process import PoissonLeaf, PoissonProcess, PoissonStep
+from lmppl.inference.bffg.families.steps import BiasedSteps, Steps, euler_steps
 from lmppl.inference.bffg.forward import draw_noise, forward, guided_path, log_weight, path_score
 from lmppl.inference.bffg.from_program import Converted, from_program
 from lmppl.inference.bffg.kernels import Guessed, Kernel, Surrogate, guided, surrogate
@@ -47,15 +50,15 @@ from lmppl.inference.bffg.model import Model, Point, chain, dag, tree
 from lmppl.inference.bffg.particle_filter import conditional_filter, particle_gibbs
 from lmppl.inference.bffg.pcn import PCN, PMMH, pcn
 from lmppl.inference.bffg.result import Guided, pareto_k
-from lmppl.inference.bffg.strings.automaton import (
-    DFA,
-    HMM,
-    HMMAutomaton,
-    automaton,
-    fit_hmm,
-    guided_strings,
-)
+from lmppl.inference.bffg.strings.automaton import HMMAutomaton
+from lmppl.inference.bffg.strings.cascade import StepMessage, step_guide, step_message
+from lmppl.inference.bffg.strings.dfa import DFA, automaton, counting
+from lmppl.inference.bffg.strings.distill import distil, token_clusters, written
 from lmppl.inference.bffg.strings.guide import string_guide
+from lmppl.inference.bffg.strings.hmm import HMM, Clusters, fit_hmm, fit_ngram
+from lmppl.inference.bffg.strings.potential import string_potential
+from lmppl.inference.bffg.strings.sampler import guided_strings
+from lmppl.inference.bffg.strings.texts import TextAutomaton, containing, matching
 from lmppl.inference.bffg.unguided import simulate, unguided
 
 
@@ -70,6 +73,8 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "BackwardFilter",
+    "BiasedSteps",
+    "CompoundPoisson",
     "Factors",
     "Finite",
     "FiniteLeaf",
@@ -83,6 +88,8 @@ __all__ = [
     "Guided",
     "Independent",
     "Interacting",
+    "JumpPath",
+    "JumpProcess",
     "Kernel",
     "LinearGaussian",
     "Message",
@@ -103,13 +110,27 @@ __all__ = [
     "Table",
     "backward",
     "chain",
+    "ctmc",
     "Converted",
     "DFA",
     "HMM",
     "HMMAutomaton",
+    "Clusters",
+    "StepMessage",
+    "TextAutomaton",
     "automaton",
+    "containing",
+    "counting",
+    "distil",
     "fit_hmm",
+    "fit_ngram",
     "guided_strings",
+    "matching",
+    "step_guide",
+    "step_message",
+    "string_potential",
+    "token_clusters",
+    "written",
     "conditional_filter",
     "from_program",
     "dag",
@@ -121,9 +142,12 @@ __all__ = [
     "forward",
     "guided",
     "guided_path",
+    "guided_rates",
     "is_exact",
+    "jump_path",
     "linear_sde",
     "log_weight",
+    "panjer",
     "pareto_k",
     "particle_gibbs",
     "path_score",

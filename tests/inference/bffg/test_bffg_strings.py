@@ -9,13 +9,16 @@ import pytest
 
 pytest.importorskip("jax")
 
-from lmppl.inference.bffg.strings.automaton import (  # noqa: E402
+from lmppl.inference.bffg import (  # noqa: E402
     HMM,
+    Clusters,
     HMMAutomaton,
     automaton,
     fit_hmm,
+    fit_ngram,
     guided_strings,
 )
+from lmppl.inference.bffg.strings.scores import token_classes  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
 
 V, T, EOS = 6, 7, 5
@@ -185,7 +188,8 @@ def test_classes_of_tokens_equal_the_dense_sum() -> None:
     for _ in range(3):
         at = guide.advance(at, rng.integers(0, 300, 5))
     n = 12 - at.t - 1
-    assert [len(c) for c in guide.classes] == [199, 100, 1]  # by products, and token by token
+    # two classes by products, and one token by itself
+    assert [len(c) for c in token_classes(dfa)[1]] == [199, 100, 1]
     dense = np.einsum("nh,hv,hnv->nv", at.phi, hmm.B, guide.u[n][:, dfa.delta[at.s]])
     dense = np.log(dense / (at.phi @ hmm.B)) + guide.scales[n]
     assert np.allclose(guide.log_next(at), dense, atol=1e-12)
@@ -205,6 +209,68 @@ def test_a_fitted_surrogate_guides_better_than_masking(strings: Any) -> None:
         assert (q * w).sum() == pytest.approx(P_C, rel=1e-10)
         sizes[name] = (q * w).sum() ** 2 / (q * w * w).sum()
     assert sizes["fitted"] > 0.2 and sizes["fitted"] > sizes["flat"]
+
+
+def test_clusters_of_tokens_equal_the_dense_table() -> None:
+    """B(z, v) = B(z, k) e(v | k), written out, gives the same filter."""
+    rng = np.random.default_rng(7)
+    of, H, K = rng.integers(0, 9, 120), 5, 9
+    share = rng.uniform(0.1, 1, 120)
+    share /= np.bincount(of, share)[of]
+    start, A = rng.dirichlet(np.ones(H)), rng.dirichlet(np.ones(H), H)
+    B = rng.dirichlet(np.ones(K), H)
+    dfa = automaton(lambda s, v: min(5, s + (v % 7 == 0)), 0, 120)
+    tau = dfa.terminal(lambda s: float(s > 2))
+    small = HMMAutomaton(HMM(start, A, B, Clusters(of, share)), dfa, 6, tau)
+    dense = HMMAutomaton(HMM(start, A, B[:, of] * share), dfa, 6, tau)
+    a, b = small.start(4), dense.start(4)
+    for _ in range(4):
+        assert np.allclose(small.log_g(a), dense.log_g(b), atol=1e-12)
+        assert np.allclose(small.log_next(a), dense.log_next(b), atol=1e-12)
+        tokens = rng.integers(0, 120, 4)
+        a, b = small.advance(a, tokens), dense.advance(b, tokens)
+
+
+def test_an_ngram_of_the_order_of_the_model_is_the_model(strings: Any) -> None:
+    """Counted on all strings, weighted by p: 4-grams are nearly the toy itself, 2-grams are not."""
+    x, lp = strings
+    ok, sizes = x[ACCEPT[final(x)] > 0], {}
+    for order in (2, 4):
+        hmm = fit_ngram(x, order, V, 1e-4, weights=np.exp(lp))
+        log_q, log_w = proposal_and_weight(HMMAutomaton(hmm, RULE, T, ACCEPT), ok)
+        q, w = np.exp(log_q), np.exp(log_w)
+        assert (q * w).sum() == pytest.approx(P_C, rel=1e-10)
+        sizes[order] = (q * w).sum() ** 2 / (q * w * w).sum()
+    assert 0.2 < sizes[2] < 0.3 and sizes[4] > 0.9
+
+
+def test_expectation_maximisation_raises_the_likelihood(strings: Any) -> None:
+    x, lp = strings
+    rng = np.random.default_rng(1)
+    drawn = x[rng.choice(len(x), 3000, p=np.exp(lp) / np.exp(lp).sum())]
+
+    def log_likelihood(hmm: HMM) -> float:
+        f, total = np.tile(hmm.start, (len(drawn), 1)), 0.0
+        for t in range(T):
+            f = f * hmm.B[:, drawn[:, t]].T
+            total += float(np.log(f.sum(1)).sum())
+            f = f / f.sum(1, keepdims=True) @ hmm.A
+        return total
+
+    levels = [log_likelihood(fit_hmm(drawn, 4, V, n)) for n in (1, 3, 10, 30)]
+    assert (np.diff(levels) > 0).all()
+
+
+def test_strings_that_have_ended_or_died_ask_the_model_no_more() -> None:
+    lm = TableLM(["a", "b", "<eos>"], {(): [0.4, 0.3, 0.3]})
+    dfa = automaton(lambda s, v: s + "ab."[v] if len(s) < 6 else s, "", 3)
+    tau = dfa.terminal(lambda s: float("a" in s))
+    flat = HMM(np.ones(1), np.ones((1, 1)), np.full((1, 3), 1 / 3))
+    before = lm.usage.computed_tokens
+    out = guided_strings(lm, (), HMMAutomaton(flat, dfa, 6, tau), 50, 0, resample=0.0, end=2)
+    going = np.cumprod(out.tokens[:, :5] != 2, axis=1)
+    assert lm.usage.computed_tokens - before == going.sum() < 50 * 5
+    assert out.sizes.shape == (6,) and (out.sizes > 0).all()
 
 
 def test_the_sampler_on_a_table_model() -> None:
