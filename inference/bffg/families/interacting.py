@@ -146,9 +146,10 @@ class ParticleLeaf:
 def sir_law(x: Array, theta: Any) -> Array:
     """Laws of particles that are susceptible (0), infected (1) or recovered (2) [n, 3].
 
-    `theta` has "neighbours", a 0/1 matrix [n, n], rates "infect" λ, "recover" μ and "wane" ν, and
-    the length "tau" of a step; ξ = 0.999 leaves a susceptible particle without infected
-    neighbours a small chance of infection.
+    `theta` has "neighbours", a 0/1 matrix [n, n], rates "infect" λ, "recover" μ and "wane" ν, the
+    length "tau" of a step, and "spark" (0.001 when left out): the chance of an infection in a step
+    without infected neighbours. Without "wane" nobody recovers for good: a contact process, whose
+    particles are healthy (0) or infected (1) [n, 2].
     """
     infected = theta["neighbours"] @ (x == 1).astype(jnp.result_type(float))
     return _sir_rows(infected, theta)[jnp.arange(x.shape[0]), x]
@@ -156,8 +157,10 @@ def sir_law(x: Array, theta: Any) -> Array:
 
 def _sir_rows(infected: Array, theta: Any) -> Array:
     tau = theta["tau"]
-    stay = 0.999 * jnp.exp(-theta["infect"] * tau * infected)
+    stay = (1 - theta.get("spark", 0.001)) * jnp.exp(-theta["infect"] * tau * infected)
     ill = jnp.exp(-theta["recover"] * tau) * jnp.ones_like(stay)
+    if "wane" not in theta:
+        return jnp.moveaxis(jnp.array([[stay, 1 - stay], [1 - ill, ill]]), -1, 0)
     back = (1 - jnp.exp(-theta["wane"] * tau)) * jnp.ones_like(stay)
     none = jnp.zeros_like(stay)
     table = [[stay, 1 - stay, none], [none, ill, 1 - ill], [back, none, 1 - back]]
