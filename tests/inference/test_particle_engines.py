@@ -217,6 +217,33 @@ def test_rejuvenation_with_a_guide(programs: ModuleType) -> None:
         weigh(programs, "calculator", engine)
 
 
+@program
+def rewritten(trace: Any) -> None:
+    """A language model proposes the string anew, by what it is now."""
+    sample("x", LM(trace["x"], max_tokens=1, temperature=1.5))
+
+
+@pytest.mark.parametrize("at", ["factor", pytest.param("site", marks=pytest.mark.slow)])
+def test_rejuvenation_by_a_language_model(programs: ModuleType, at: str) -> None:
+    engine = SMC(1, always=True, resample_at=at, rejuvenate=Block(rewritten))
+    weigh(programs, "soft", engine)
+
+
+def test_rewriting_without_its_way_back_is_rejected(
+    programs: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Block.reverse
+
+    def free(self: Any, machine: Any, move: Any) -> Any:
+        _, covered = yield from real(self, machine, move)
+        return move.plan.log_choice, covered
+
+    monkeypatch.setattr(Block, "reverse", free)
+    engine = SMC(1, always=True, resample_at="factor", rejuvenate=Block(rewritten))
+    with pytest.raises(LawBroken, match="not properly weighted"):
+        weigh(programs, "soft", engine)
+
+
 # -- tempering, cascade, without replacement -------------------------------------------------------
 
 
