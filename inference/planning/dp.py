@@ -13,6 +13,7 @@ Reference: Bellman (1957); Howard and Matheson, Risk-sensitive Markov decision p
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,16 +72,10 @@ def solve_stages(
 ) -> Exact:
     """The same, of a problem of which the conventions are worked out."""
     check_numbers(risk, temperature)
-    span = np.ptp(stages.reward, axis=(1, 2))
     if dtype not in ("float64", "float32"):
         raise BadArgument(f"dtype must be float64 or float32, got {dtype!r}")
-    if dtype == "float32" and risk != 0.0 and abs(risk) * span.max() < FLAT:
-        raise BadArgument(
-            f"risk={risk:g} is too small for float32",
-            value=f"|risk| · range of the reward = {abs(risk) * span.max():g}, at least {FLAT:g}",
-            why="e^{λV} - 1 is rounded away and then divided by λ",
-            fix='use dtype="float64", or risk=0: the expected utility has a branch of its own',
-        )
+    if dtype == "float32" and risk != 0.0:
+        _check_steep_enough(stages, risk)
     horizon, states, actions = stages.reward.shape
     if dtype == "float64" and states * states * actions <= SMALL and horizon <= SHORT:
         return _small(stages, risk, temperature)
@@ -104,12 +99,12 @@ def _small(stages: Stages, risk: float, temperature: float) -> Exact:
     """The same sweep in numpy: a small problem is done before another function is compiled."""
     h, s, a = stages.reward.shape
     values, q = np.empty((h + 1, s)), np.empty((h, s, a))
-    policy = np.zeros((h, s, a))
     values[h] = stages.final
-    rows, cells = stages.transition.reshape(s * a, s), np.arange(s)
+    rows = stages.transition.reshape(s * a, s)
+    barred = None if stages.allowed.all() else ~stages.allowed
     steep = risk != 0.0 and _steep(stages, risk)
     for t in reversed(range(h)):
-        v = values[t + 1]
+        v, here = values[t + 1], q[t]
         if risk == 0.0:
             ahead = rows @ v
         elif steep:
@@ -117,16 +112,30 @@ def _small(stages: Stages, risk: float, temperature: float) -> Exact:
         else:
             top = (risk * v).max()
             ahead = (top + np.log(rows @ np.exp(risk * v - top))) / risk
-        q[t] = np.where(stages.allowed, stages.reward[t] + ahead.reshape(s, a), -np.inf)
-        best = q[t].argmax(axis=1)
-        if temperature == 0.0:
-            values[t], policy[t, cells, best] = q[t, cells, best], 1.0
-        else:
-            weights = np.exp((q[t] - q[t].max(axis=1, keepdims=True)) / temperature)
-            total = weights.sum(axis=1)
-            values[t] = q[t].max(axis=1) + temperature * np.log(total)
-            policy[t] = weights / total[:, None]
+        np.add(stages.reward[t], ahead.reshape(s, a), out=here)
+        if barred is not None:
+            here[barred] = -np.inf
+        here.max(axis=1, out=values[t])
+        if temperature > 0.0:
+            weights = np.exp((here - values[t][:, None]) / temperature)
+            values[t] += temperature * np.log(weights.sum(axis=1))
+    if temperature > 0.0:
+        policy = np.exp((q - values[:h, :, None]) / temperature)
+    else:
+        policy = np.zeros((h, s, a))
+        policy.reshape(h * s, a)[np.arange(h * s), q.argmax(axis=2).ravel()] = 1.0
     return Exact(values, q, policy, float(certainty_equivalent(stages.initial, values[0], risk)))
+
+
+def _check_steep_enough(stages: Stages, risk: float) -> None:
+    bend = abs(risk) * float(np.ptp(stages.reward, axis=(1, 2)).max())
+    if bend < FLAT:
+        raise BadArgument(
+            f"risk={risk:g} is too small for float32",
+            value=f"|risk| · range of the reward = {bend:g}, at least {FLAT:g}",
+            why="e^{λV} - 1 is rounded away and then divided by λ",
+            fix='use dtype="float64", or risk=0: the expected utility has a branch of its own',
+        )
 
 
 def _steep(stages: Stages, risk: float, limit: float = STEEP) -> bool:
@@ -179,9 +188,9 @@ def evaluate(stages: Stages, policy: Array, *, risk: float = 0.0) -> float:
 
 def check_numbers(risk: float, temperature: float) -> None:
     """λ is finite, α is finite and not negative."""
-    if not np.isfinite(risk):
+    if not math.isfinite(risk):
         raise BadArgument(f"risk must be a finite number, got {risk!r}")
-    if not (np.isfinite(temperature) and temperature >= 0.0):
+    if not (math.isfinite(temperature) and temperature >= 0.0):
         raise BadArgument(
             f"temperature must be finite and at least 0, got {temperature!r}",
             fix="it is in units of the reward; 0 takes the best action",

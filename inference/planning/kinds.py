@@ -101,7 +101,7 @@ def stages_value(stages: Stages, kind: str, risk: float) -> float:
 def certainty_equivalent(law: Array, value: Array, risk: float) -> Array:
     """(1/λ) log Σ p e^{λ v} over the last axis; at λ = 0 the expectation, a branch of its own."""
     if risk == 0.0:
-        return np.asarray((law * value).sum(axis=-1))
+        return np.asarray(np.vecdot(law, value))
     return _lse(_log(law) + risk * value) / risk
 
 

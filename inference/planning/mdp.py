@@ -18,6 +18,7 @@ Reference: Lázaro-Gredilla, Ku, Murphy and George, What type of inference is pl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -157,25 +158,30 @@ class TabularMDP:
         except ValueError:  # an array compares entry by entry
             known = False
         if known:
-            return np.asarray(np.eye(len(self.states))[self.states.index(state)])
+            return self._sure(self.states.index(state))
         if isinstance(state, np.ndarray | list):
             return law("initial", state, (len(self.states),))
-        return np.asarray(np.eye(len(self.states))[self.index(state)])
+        return self._sure(self.index(state))
+
+    def _sure(self, at: int) -> Array:
+        first = np.zeros(len(self.states))
+        first[at] = 1.0
+        return first
 
     def stages(self, horizon: int, state: Any = None) -> Stages:
         """The problem of `horizon` actions from `state`, by the module's table."""
         check_horizon(horizon)
         s, a = len(self.states), len(self.actions)
-        each = np.broadcast_to(self.reward - self.action_cost, (horizon, s, a)).copy()
-        final = self.final.copy()
-        if self.timing != "state_action":
-            final = self.reward[:, 0].copy()
+        each = np.empty((horizon, s, a))
+        each[:] = self.reward - self.action_cost
+        final = (self.final if self.timing == "state_action" else self.reward[:, 0]).copy()
         if self.timing == "successor":
             each[0] -= self.reward
         start = self.initial if state is None else self.law_of(state)
-        over = np.isin(np.arange(s), [self.index(x) for x in self.terminal])
-        if not over.any():
+        over = np.zeros(s, bool)
+        if not self.terminal:
             return Stages(self.transition, each, final, self.allowed, start, over)
+        over[[self.index(x) for x in self.terminal]] = True
         moves = np.zeros((s + 1, a, s + 1))
         moves[:s, :, :s] = self.transition
         moves[:s][over] = 0.0
@@ -353,46 +359,11 @@ class FactoredMDP:
         return int(np.prod([len(v) for v in self.states.values()], dtype=object))
 
     def flat(self) -> TabularMDP:
-        """The same problem as one table; its states are tuples of labels."""
-        if self.size > MOST_STATES:
-            raise BadArgument(
-                f"{self.size:,} joint states are too many for one table ({MOST_STATES:,})",
-                fix='use method="vbp", "lp" or "rollout"',
-            )
-        sizes = [len(v) for v in self.states.values()]
-        names = list(self.states)
-        codes = np.stack([c.ravel() for c in np.indices(sizes)], axis=1)
-        a = len(self.actions)
-        table = np.ones((len(codes), a, 1))
-        for name in names:
-            cpt = self.transitions[name]
-            rows = cpt.table[tuple(codes[:, names.index(p)] for p in cpt.parents)]
-            rows = np.broadcast_to(rows, (len(codes), a, rows.shape[-1]))
-            table = (table[..., :, None] * rows[..., None, :]).reshape(len(codes), a, -1)
-        reward = np.zeros((len(codes), a))
-        cost = np.zeros(a)
-        for r in self.rewards:
-            if isinstance(r, ActionCost):
-                cost = cost + r.cost
-            else:
-                reward = reward + r.table[tuple(codes[:, names.index(p)] for p in r.scope)]
-        values = list(self.states.values())
-        mask = np.broadcast_to(self.allowed, (len(codes), a)).copy()
-        for m in self.masks:
-            mask &= m.table[tuple(codes[:, names.index(p)] for p in m.scope)]
-        over = np.zeros(len(codes), bool)
-        for t in self.terminal:
-            over |= t.table[..., 0][tuple(codes[:, names.index(p)] for p in t.scope)] > 0
-        mask[over] = True
-        joint = [tuple(v[c] for v, c in zip(values, row, strict=True)) for row in codes]
-        return TabularMDP(
-            joint,
-            self.actions,
-            table,
-            reward if self.timing == "state_action" else reward[:, 0],
-            action_cost=cost,
-            timing=self.timing,
-            allowed=mask,
-            terminal=[x for x, end in zip(joint, over, strict=True) if end],
-            initial=tuple(self.initial.values()),
-        )
+        """The same problem as one table; its states are tuples of labels. It is made once."""
+        return self._flat
+
+    @functools.cached_property
+    def _flat(self) -> TabularMDP:
+        from lmppl.inference.planning.flat import flat
+
+        return flat(self)

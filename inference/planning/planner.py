@@ -36,6 +36,8 @@ from lmppl.inference.planning.rollout import arollout, reactive, simulate
 from lmppl.inference.planning.tables import Array, check_horizon
 
 METHODS = ("auto", "dp", "lp", "vbp", "maxent", "rollout", "mcts")
+BY_MESSAGES = ("auto", "vbp", "maxent")
+"""Methods that may compile a function for each shape: they take `slices` and `start`."""
 EXACT_WORK = 1e9
 MOST_VARIABLES = 30_000
 NEARLY_DETERMINISTIC = 0.25
@@ -105,8 +107,8 @@ def plan(
         seed: of the simulated runs of "auto".
         rollouts: how many runs decide in "auto".
         exact_work: |S|² A H up to which "auto" is exact.
-        options: of the message passing (`lmppl.inference.planning.vbp.propagate`) or of the tree
-            search (`lmppl.inference.planning.mcts.search`).
+        options: of the message passing (`lmppl.inference.planning.vbp.propagate`), of the linear
+            bound (`every`) or of the tree search (`lmppl.inference.planning.mcts.search`).
 
     >>> walk = TabularMDP(3, ["left", "right"], [[[1, 0, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]],
     ...     [[0, 1, 0], [0, 0, 1]]], [.1, 0, 1])
@@ -149,6 +151,8 @@ def plan(
         return _occupancy(mdp, state, horizon)
     problem = factors_of(mdp, horizon, state, options.pop("slices", None))
     own = {k: v for k, v in options.items() if k != "start"}
+    if method in BY_MESSAGES:  # one shape, so that a later part of the plan compiles nothing
+        own["slices"] = problem.horizon
 
     def again(t: int, at: Any) -> dict[Any, float]:
         _check_time(t, horizon)
@@ -178,7 +182,7 @@ def _exact(
     stages = flat.stages(horizon, None if state is None else label(state))
     found = dp.solve_stages(stages, risk=risk, temperature=temperature)
     first = stages.initial[: len(flat.states)]
-    seen = np.flatnonzero(first)
+    seen = first.nonzero()[0]
 
     def policy(t: int, where: Any) -> dict[Any, float]:
         _check_time(t, horizon)
@@ -261,10 +265,10 @@ def _factored(
             method, _named(mdp, b.action_values), _named(mdp, b.action_probs), b.value, "estimate",
             policy, b.converged, told,
         )  # fmt: skip
-    if options:
-        raise BadArgument(f"method={method!r} takes no {', '.join(options)}")
+    if unknown := set(options) - ({"every"} if method == "lp" else set()):
+        raise BadArgument(f"method={method!r} takes no {', '.join(sorted(unknown))}")
     if method == "lp":
-        found = vilp.bound(problem)
+        found = vilp.bound(problem, **options)
         return Plan(
             "lp", _named(mdp, found.action_values), _named(mdp, found.action_probs), found.value,
             "upper_bound", policy, diagnostics={"variables": found.variables},
@@ -288,7 +292,7 @@ def _auto(
     if risk == 0.0 and temperature == 0.0 and sharp:
         careful = "lp"
     plans = [_factored(mdp, problem, "rollout", risk, temperature, policy, {})]
-    chosen = options if careful == "vbp" else {}
+    chosen = options if careful == "vbp" else {"every": False}
     plans.append(_factored(mdp, problem, careful, risk, temperature, policy, chosen))
     n = rollouts
     uniforms = np.random.default_rng(seed).random((n, problem.horizon, len(problem.sizes)))
@@ -372,7 +376,7 @@ def _codes(problem: Factors) -> Any:
 
 
 def _named(mdp: TabularMDP | FactoredMDP, values: Array) -> dict[Any, float]:
-    return {a: float(v) for a, v in zip(mdp.actions, values, strict=True)}
+    return dict(zip(mdp.actions, values.tolist(), strict=True))
 
 
 def _check_time(t: int, horizon: int) -> None:

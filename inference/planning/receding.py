@@ -14,7 +14,7 @@ from typing import Any
 from lmppl.errors import BadArgument
 from lmppl.inference.planning.mcts import OpenMDP
 from lmppl.inference.planning.mdp import FactoredMDP, TabularMDP
-from lmppl.inference.planning.planner import Plan, plan
+from lmppl.inference.planning.planner import BY_MESSAGES, Plan, plan
 from lmppl.inference.planning.vbp import shifted
 
 
@@ -27,7 +27,7 @@ class RecedingHorizon:
         lookahead: how many actions each plan has.
         method: of `plan`.
         options: passed to `plan`.
-        warm_start: begin from the messages of the plan before (method "vbp").
+        warm_start: begin from the messages of the plan before (methods that pass messages).
         replan_every: follow the policy of a plan for this many actions; more than 1 needs a method
             whose policy does not plan again ("dp").
     """
@@ -61,11 +61,12 @@ class RecedingHorizon:
             self._age += 1
             return max(law, key=law.__getitem__)
         options = dict(self.options)
-        if self.method == "vbp":
+        if self.method in BY_MESSAGES and isinstance(self.mdp, FactoredMDP):
             options["slices"] = self.lookahead
             if self.warm_start and self._messages is not None:
                 options["start"] = shifted(self._messages)
         self.last = plan(self.mdp, state, depth, self.method, **options)
         self._age, self._depth = 1, depth
-        self._messages = self.last.diagnostics.get("messages")
+        told = self.last.diagnostics
+        self._messages = told.get("careful", told).get("messages")
         return self.last.action

@@ -16,7 +16,11 @@ sweep to sweep to its floor. With one variable a backward sweep is dynamic progr
 it is sum-product. Parents that are correlated, and one action that serves two factors, are where
 it may be wrong; `converged` says whether the messages came to rest.
 
-Reference: Lázaro-Gredilla, Ku, Murphy and George, What type of inference is planning? (2024).
+Within a slice B_e is fixed, so e^{B_e/α} is computed once, scaled by the messages at hand, and each
+refreshment of C_e is two products of that table with a vector (Sinkhorn's scaling, stabilised).
+
+Reference: Lázaro-Gredilla, Ku, Murphy and George, What type of inference is planning? (2024);
+Schmitzer, Stabilized sparse scaling algorithms (2019).
 """
 
 from __future__ import annotations
@@ -29,15 +33,16 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument
+from lmppl.inference.planning.bethe import LOW, functional
 from lmppl.inference.planning.dp import check_numbers
 from lmppl.inference.planning.factors import Factors, padded
 from lmppl.inference.planning.tables import Array
 
-LOW = -1e3
-"""The logarithm of 0."""
 FORBIDDEN = -1e6
 FLOOR = 0.01
 """Temperature that stands for none, times the range of the reward."""
+STEEPEST, LEAST = 300.0, 1e-150
+"""Exponent and sum beyond which a scaled table is cut: their quotient is still a float64."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def propagate(
     arrays = padded(problem)
     anneal = anneal and start is None
     arrays |= fresh(arrays) if start is None else start
-    arrays["f0"][0] = arrays["initial"]
+    arrays["f0"] = np.concatenate([arrays["initial"][None], arrays["f0"][1:]])
     numbers = {
         "lam": risk,
         "floor": floor,
@@ -116,14 +121,15 @@ def propagate(
     with jax.enable_x64(True):
         out = compiled(risk == 0.0, schedule == "flooding")(arrays, numbers)
         out = {k: np.asarray(v) for k, v in out.items()}
-    scores = np.where(problem.allowed, out["scores"], -np.inf)
+    value, q, beliefs = functional(arrays, out, risk)
+    scores = np.where(problem.allowed, out["c0"][0].sum(axis=0) - problem.cost, -np.inf)
     n = len(problem.sizes)
     return Beliefs(
-        float(out["value"]),
-        out["q"],
-        scores - scores.max() + float(out["value"]),
-        out["forward"][:, :n],
-        out["beliefs"][:, :n],
+        value,
+        q,
+        scores - scores.max() + value,
+        out["f0"][:, :n],
+        beliefs[:, :n],
         bool(out["residual"] <= numbers["tolerance"]) and bool(out["rested"]),
         float(out["residual"]),
         int(out["sweeps"]),
@@ -157,11 +163,9 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
     import jax.numpy as jnp
     from jax.scipy.special import logsumexp
 
-    def safe(p: Any) -> Any:
-        return jnp.maximum(jnp.log(jnp.maximum(p, 1e-300)), LOW)
-
-    def entropy(p: Any) -> Any:
-        return -(p * jnp.log(jnp.maximum(p, 1e-300))).sum()
+    def lse(x: Any) -> Any:
+        top = x.max(axis=-1, keepdims=True)
+        return top + jnp.log(jnp.exp(x - top).sum(axis=-1, keepdims=True))
 
     def run(given: Any, num: Any) -> Any:
         parents, table, local = given["parents"], given["table"], given["local"]
@@ -171,7 +175,8 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
         lam = num["lam"]
         slices = given["counts"].shape[0]
         child = jnp.minimum(jnp.arange(e_n), n1 - 1)
-        digits = jnp.stack([x.ravel() for x in jnp.indices((d,) * k)], axis=1)
+        digits = np.indices((d,) * k).reshape(k, d**k)
+        which = np.eye(d)[digits]  # [k, d^k, d]
 
         def continuation(b: Any, end: Any) -> Any:
             b = b.at[n1 - 1].set(0.0)[child]
@@ -184,32 +189,28 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
         def gather(n: Any) -> Any:
             return jnp.zeros((n1, d)).at[parents].add(n)
 
-        def node(f: Any, u: Any, n: Any) -> Any:
-            lf = safe(f)[parents]
-            if neutral:
-                return lf
-            m = lf + lam * ((u + gather(n))[parents] - n)
-            return m - logsumexp(m, axis=2, keepdims=True)
+        def node(f: Any, u: Any, n: Any) -> tuple[Any, Any]:
+            """log m of every parent at every row of its factor, [E, k, d^k], and their sum."""
+            m = jnp.maximum(jnp.log(jnp.maximum(f, 1e-300)), LOW)[parents]
+            if not neutral:
+                m = m + lam * ((u + gather(n))[parents] - n)
+                m = m - lse(m)
+            parts = m[:, jnp.arange(k)[:, None], digits]
+            return parts, parts.sum(axis=1)
 
-        def factor(lm: Any, stay: Any, others: Any, alpha: Any) -> Any:
-            """π, bel, C and n of one factor."""
-            x = (stay + others) / alpha
-            g = alpha * logsumexp(x, axis=1)
-            pi = jax.nn.softmax(x, axis=1)
-            parts = [lm[j][digits[:, j]] for j in range(k)]
-            lb = sum(parts) + (0.0 if neutral else lam * g)
-            lb = lb - logsumexp(lb)
-            c = alpha * logsumexp(lb[:, None] + (stay - g[:, None]) / alpha, axis=0)
-            n = []
-            for j in range(k):
-                out = sum((p for i, p in enumerate(parts) if i != j), jnp.zeros(d**k))
-                axes = tuple(i for i in range(k) if i != j)
-                if neutral:
-                    n.append((jnp.exp(out) * g).reshape((d,) * k).sum(axis=axes))
-                else:
-                    n.append(logsumexp((out + lam * g).reshape((d,) * k), axis=axes) / lam)
-            made = jnp.stack(n)
-            return pi, lb, c - c.max(), made - made.max(axis=1, keepdims=True)
+        def belief(base: Any, g: Any) -> Any:
+            lb = base if neutral else base + lam * g
+            return lb - lse(lb)
+
+        def upwards(parts: Any, base: Any, g: Any) -> Any:
+            """n of every parent."""
+            rest = base[:, None] - parts
+            if neutral:
+                made = jnp.einsum("ejx,jxv->ejv", jnp.exp(rest) * g[:, None], which)
+            else:
+                up = rest + lam * g[:, None]
+                made = logsumexp(up[..., None], b=which[None], axis=2) / lam
+            return made - made.max(axis=2, keepdims=True)
 
         def inner(f: Any, n: Any, c: Any, w: Any, paid: Any, kk: Any, end: Any, alpha: Any) -> Any:
             """Node step in parallel, factors in turn, until the slice rests."""
@@ -221,26 +222,53 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
                 jnp.where(given["allowed"] > 0, -paid * given["cost"], FORBIDDEN),
             )
 
+            def others(c: Any) -> Any:
+                return ((c.sum(axis=0) - c + own) / alpha)[:, None]
+
+            # e^{(B - G)/α}, scaled by columns; below only D changes, and G with it
+            parts, base = node(f, u, n)
+            steep = stay / alpha
+            top = lse(steep + others(c))
+            g = alpha * top[..., 0]
+            steep = steep - top
+            log_bel = belief(base, g)
+            kappa = (log_bel[..., None] + steep).max(axis=1)
+            scaled = jnp.exp(jnp.minimum(steep - kappa[:, None], STEEPEST))
+            # At λ = 0 neither m nor bel reads n
+            fixed, g = (jnp.exp(log_bel), None) if neutral else (None, g)
+
             def once(state: Any) -> Any:
                 it, n, c, _ = state
-                lm = node(f, u, n)
+                parts, base = (None, fixed) if neutral else node(f, u, n)
 
                 def one(total: Any, xs: Any) -> Any:
-                    lm_e, stay_e, c_e = xs
-                    _, _, new, n_e = factor(lm_e, stay_e, total - c_e + own, alpha)
-                    return total if flooding else total - c_e + new, (new, n_e)
+                    scaled_e, kappa_e, base_e, g_e, c_e = xs
+                    t = (total - c_e + own) / alpha + kappa_e
+                    z = jnp.maximum((scaled_e * jnp.exp(t - t.max())).sum(axis=1), LEAST)
+                    if not neutral:
+                        g_e = g_e + alpha * (t.max() + jnp.log(z))
+                        base_e = jnp.exp(belief(base_e, g_e))
+                    s = ((base_e / z)[:, None] * scaled_e).sum(axis=0)
+                    new = alpha * (kappa_e + jnp.log(jnp.maximum(s, LEAST**2)))
+                    new = new - new.max()
+                    return total if flooding else total - c_e + new, (new, g_e)
 
-                _, (c2, n2) = jax.lax.scan(one, c.sum(axis=0), (lm, stay, c))
+                _, (c2, g2) = jax.lax.scan(one, c.sum(axis=0), (scaled, kappa, base, g, c))
+                n2 = n if neutral else upwards(parts, base, g2)
                 return it + 1, n2, c2, jnp.maximum(jnp.abs(c2 - c).max(), change(f, n2, n))
 
-            first = (0, n, c, jnp.inf)
             it, n, c, delta = jax.lax.while_loop(
-                lambda s: (s[0] < num["inner"]) & (s[3] > 0.1 * num["tolerance"]), once, first
+                lambda s: (s[0] < num["inner"]) & (s[3] > 0.1 * num["tolerance"]),
+                once,
+                (0, n, c, jnp.inf),
             )
-            lm = node(f, u, n)
-            others = c.sum(axis=0)[None] - c + own
-            pi, lb, _, _ = jax.vmap(factor, (0, 0, 0, None))(lm, stay, others, alpha)
-            return n, c, pi, lb, it, delta <= 0.1 * num["tolerance"]
+            parts, base = node(f, u, n)
+            x = stay / alpha + others(c)
+            top = lse(x)
+            g = alpha * top[..., 0]
+            log_bel = belief(base, g)
+            rest = delta <= 0.1 * num["tolerance"]
+            return upwards(parts, base, g), c, jnp.exp(x - top), log_bel, it, rest
 
         def change(f: Any, new: Any, old: Any) -> Any:
             """Messages into values that cannot occur do not count."""
@@ -296,30 +324,8 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             sweep,
             (0, (*start, *held), jnp.inf, 0, False),
         )
-        f, b, n, c, pi, lb, kk = messages
-        bel = jnp.exp(lb)
-        joint = bel[..., None] * pi
-        w = given["counts"][:, None]
-        q = joint.sum(axis=2)
-        u = given["unary"][None] * w[..., None]
-        lq = safe(f) + (0.0 if neutral else lam * (u + jax.vmap(gather)(n)))
-        beliefs = jax.nn.softmax(lq, axis=2) * (f > 0)
-        value = (w[..., None, None] * joint * local[None]).sum() + (beliefs * u).sum()
-        value = value - (given["paid"] * (q.mean(axis=1) @ given["cost"]))[:-1].sum()
-        if not neutral:
-            b_next = b.at[:, n1 - 1].set(0.0)[1:][:, child]
-            log_q = lam * (b_next[:, :, None, None] - kk[:-1][..., None])
-            spent = (joint[:-1][..., None] * table[None] * jnp.exp(log_q) * log_q).sum()
-            cube = bel.reshape(slices, e_n, *(d,) * k)
-            apart = sum(
-                entropy(cube.sum(axis=tuple(2 + i for i in range(k) if i != j))) for j in range(k)
-            )
-            value = value - (spent + apart - entropy(bel)) / lam
-        scores = c[0].sum(axis=0) - given["cost"]
-        return {
-            "value": value, "q": q[0].mean(axis=0), "scores": scores, "forward": f,
-            "beliefs": beliefs, "residual": residual, "sweeps": it, "inner": done, "rested": rested,
-            "f0": f, "b0": b, "n0": n, "c0": c,
-        }  # fmt: skip
+        names = ("f0", "b0", "n0", "c0", "policy", "log_beliefs", "continuation")
+        told = {"residual": residual, "sweeps": it, "inner": done, "rested": rested}
+        return dict(zip(names, messages, strict=True)) | told
 
     return jax.jit(run)

@@ -19,7 +19,10 @@ import numpy as np
 
 from lmppl.inference.planning.factors import Factors
 from lmppl.inference.planning.lp import highs
-from lmppl.inference.planning.tables import Array
+from lmppl.inference.planning.tables import Array, Mask
+
+SURE = 1e-7
+"""What rounding may take from a probability or a value."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Bound:
     action_probs: Array
     """A_0(a)"""
     action_values: Array
-    """The bound with the first action fixed, [A]; -inf where it is not allowed."""
+    """A bound with the first action fixed, [A]; -inf where it is not allowed."""
     variables: int
 
 
@@ -42,19 +45,36 @@ def variables(problem: Factors) -> int:
     )
 
 
-def bound(problem: Factors) -> Bound:
-    """One programme for each first action; the largest is the bound."""
-    cost, rows, rhs, first, total = _programme(problem)
-    values = np.full(len(problem.cost), -np.inf)
-    for a in np.flatnonzero(problem.allowed):
+def bound(problem: Factors, every: bool = True) -> Bound:
+    """The largest of the programmes with one first action each.
+
+    Args:
+        problem: from `factors_of`.
+        every: solve the programme of every first action. Otherwise one with a free first action
+            comes first: its reduced costs bound all of them, and only those are solved that could
+            still be the largest. The answer is the same.
+    """
+    cost, rows, rhs, acts, total = _programme(problem)
+    names = np.arange(len(problem.cost))
+
+    def solve(first: Mask) -> Any:
         upper = np.full(total, np.inf)
-        for t in range(problem.horizon):
-            upper[first[t]] = np.where(problem.allowed, np.inf, 0.0)
-        upper[first[0]] = np.arange(len(values)) == a
-        found = highs(cost, equal=(rows, rhs), bounds=np.stack([np.zeros(total), upper], axis=1))
-        values[a] = -float(found.fun)
+        for at in acts:
+            upper[at] = np.where(problem.allowed, np.inf, 0.0)
+        upper[acts[0]] = np.where(first, upper[acts[0]], 0.0)
+        return highs(cost, equal=(rows, rhs), bounds=np.stack([np.zeros(total), upper], axis=1))
+
+    values = np.where(problem.allowed, np.inf, -np.inf)
+    solved = ~problem.allowed
+    if not every:
+        free = solve(problem.allowed)
+        values[problem.allowed] = -free.fun - free.lower.marginals[acts[0]][problem.allowed]
+        solved |= free.x[acts[0]] > 1.0 - SURE
+    while not solved.all() and (every or not solved[values.argmax()]):
+        a = int(np.where(solved, -np.inf, values).argmax())
+        values[a], solved[a] = -float(solve(names == a).fun), True
     best = float(values.max())
-    ties = values >= best - 1e-9
+    ties = solved & (values >= best - SURE)
     return Bound(best, ties / ties.sum(), values, total)
 
 

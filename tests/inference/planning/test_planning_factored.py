@@ -11,6 +11,7 @@ import pytest
 from lmppl.inference.planning import dp
 from lmppl.inference.planning.factors import factors_of
 from lmppl.inference.planning.mdp import CPT, ActionCost, FactoredMDP, Reward
+from lmppl.inference.planning.planner import plan
 from lmppl.inference.planning.rollout import arollout, reactive, simulate
 from lmppl.inference.planning.vbp import compiled, propagate
 from lmppl.inference.planning.vilp import bound
@@ -160,6 +161,13 @@ def test_the_reactive_task(lam: float) -> None:
     assert arollout(factors_of(mdp, 2), codes(mdp))[0] == pytest.approx([0.5, 0.6])
 
 
+def test_a_temperature_that_does_not_follow_lambda_leaves_the_wrong_action() -> None:
+    """The mutant: ε = .01 in units of 1/λ, so α = .01/λ; the shipped floor follows the reward."""
+    problem, lam = factors_of(f1(), 2), 0.1
+    assert propagate(problem, risk=lam).action_probs[1] < 1e-6
+    assert propagate(problem, risk=lam, temperature=0.01 / lam).action_probs[1] > 0.01
+
+
 @pytest.mark.slow
 def test_correlated_parents_mislead_belief_propagation() -> None:
     """A documented failure: right is action 0."""
@@ -168,6 +176,8 @@ def test_correlated_parents_mislead_belief_propagation() -> None:
     assert bound(factors_of(mdp, 2)).action_values == pytest.approx([2.0, 1.6], abs=1e-8)
     assert arollout(factors_of(mdp, 2), codes(mdp))[0] == pytest.approx([1.5, 1.6])
     assert propagate(factors_of(mdp, 2)).action_probs.argmax() == 1
+    joint = mdp.merge(["x1", "x2"])
+    assert propagate(factors_of(joint, 2)).action_probs.argmax() == 0
 
 
 @pytest.mark.slow
@@ -229,6 +239,47 @@ def test_flooding_oscillates_and_says_so() -> None:
             if got.converged:
                 assert got.residual <= 1e-5 * problem.span
     assert rests["sequential"] > rests["flooding"]
+
+
+def sharp(seed: int) -> FactoredMDP:
+    """Nearly deterministic: every row has .99 on one value; four flags, three actions."""
+    rng = np.random.default_rng(seed)
+    names = [f"x{i}" for i in range(4)]
+    cpts = {
+        n: CPT([n, names[(i + 1) % 4]], (0.98 * np.eye(2) + 0.01)[rng.integers(0, 2, (2, 2, 3))])
+        for i, n in enumerate(names)
+    }
+    rewards = [Reward([n], rng.normal(size=2)) for n in names]
+    return FactoredMDP(dict.fromkeys(names, 2), 3, cpts, rewards)
+
+
+@pytest.mark.slow
+def test_nearly_deterministic_problems_do_not_rest_and_auto_is_not_fooled() -> None:
+    """A documented failure: about half of the runs end unconverged, and say so."""
+    rested, lost = [], {"vbp": 0.0, "auto": 0.0}
+    for seed in range(20):
+        mdp = sharp(seed)
+        q = dp.solve(mdp, 5).action_values[0, 0]
+        got = propagate(factors_of(mdp, 5), damping=0.3)
+        rested.append(got.converged)
+        lost["vbp"] += q.max() - q[got.action_probs.argmax()]
+        checked = plan(mdp, horizon=5, exact_work=0.0)
+        assert set(checked.diagnostics["candidates"]) == {"rollout", "lp"}
+        lost["auto"] += q.max() - q[mdp.actions.index(checked.action)]
+    assert 0.1 < np.mean(rested) < 0.9
+    assert lost["auto"] < 0.25 * lost["vbp"]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow() -> None:
+    """200 plans of other tables: nothing is kept. Bytes of live arrays, which no load changes."""
+    import jax
+
+    live = []
+    for seed in range(200):
+        propagate(factors_of(network(seed), 4), sweeps=2)
+        live.append(sum(x.nbytes for x in jax.live_arrays()))  # type: ignore[no-untyped-call]
+    assert live[-1] <= live[20]
 
 
 def test_new_tables_do_not_compile_again() -> None:

@@ -176,3 +176,13 @@ def test_two_action_bits_are_not_split() -> None:
     assert values == pytest.approx([2.0, 2.0, 1.7, 1.7])
     limit = bound(factors_of(mdp, 2))
     assert limit.action_values.tolist() == pytest.approx([2.0, 2.0, 1.7, 1.7], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_belief_propagation_goes_where_the_bits_are_two() -> None:
+    """It goes, and leaves the bit that does not matter open."""
+    pytest.importorskip("jax")
+    from lmppl.inference.planning.vbp import propagate
+
+    probs = propagate(factors_of(bits(0.85), 2)).action_probs
+    assert probs == pytest.approx([0.5, 0.5, 0, 0], abs=0.05)

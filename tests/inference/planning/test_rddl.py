@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from lmppl.errors import BadArgument
-from lmppl.inference.planning import ActionCost, FactoredMDP, Reward, plan
+from lmppl.inference.planning import ActionCost, FactoredMDP, Reward
 from lmppl.inference.planning.dp import solve
-from lmppl.inference.planning.factors import factors_of
 from lmppl.inference.planning.rddl import (
     NoRDDL,
     _joint,
@@ -27,7 +26,6 @@ from lmppl.inference.planning.rddl import (
     probability,
     value,
 )
-from lmppl.inference.planning.vilp import bound
 
 HERE = importlib.util.find_spec("pyRDDLGym") and importlib.util.find_spec("rddlrepository")
 needed = pytest.mark.skipif(not HERE, reason="the extra `rddl` is not installed")
@@ -158,13 +156,6 @@ def test_optima_of_instances() -> None:
     one = load("Navigation", one_hot=[list(grid.states)])
     assert one.size == 13
     assert solve(one, 40).value == pytest.approx(-9.5669, abs=1e-3)
-
-
-@needed
-@pytest.mark.slow
-def test_the_bound_of_sysadmin() -> None:
-    mdp = load("SysAdmin", timing="state")
-    assert bound(factors_of(mdp, 2)).value >= plan(mdp, horizon=2).value - 1e-7
 
 
 @needed

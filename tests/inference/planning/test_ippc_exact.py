@@ -1,0 +1,104 @@
+"""Competition problems: policies of the planners, evaluated exactly in every state, no simulation.
+
+The numbers are those of the specification: 40 actions, reward of state and action unless said.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from lmppl.inference.planning import FactoredMDP, from_rddl
+from lmppl.inference.planning.dp import evaluate, solve
+from lmppl.inference.planning.factors import factors_of
+from lmppl.inference.planning.rollout import arollout, realised
+from lmppl.inference.planning.vbp import propagate
+from lmppl.inference.planning.vilp import bound
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(importlib.util.find_spec, ("jax", "pyRDDLGym", "rddlrepository"))),
+        reason="the extra `rddl` is not installed",
+    ),
+]
+AHEAD, HORIZON = 9, 40
+
+
+@functools.cache
+def load(domain: str, timing: str = "state_action") -> FactoredMDP:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the parser's own
+        return from_rddl(f"{domain}_MDP_ippc2011", "1", timing=timing)
+
+
+def every_state(mdp: FactoredMDP) -> npt.NDArray[np.intp]:
+    return np.stack([c.ravel() for c in np.indices([len(v) for v in mdp.states.values()])], axis=1)
+
+
+def worth(mdp: FactoredMDP, actions: npt.NDArray[np.intp]) -> float:
+    """The expected return of 40 actions of a stationary policy, by its own chain."""
+    problem, codes = factors_of(mdp, HORIZON), every_state(mdp)
+    law = np.ones((len(codes), 1))
+    for f in problem.factors[: len(problem.sizes)]:
+        assert f.table is not None
+        rows = f.table[(*(codes[:, p] for p in f.parents), actions)]
+        law = (law[:, :, None] * rows[:, None, :]).reshape(len(codes), -1)
+    gain = realised(problem, codes, actions) - problem.cost[actions]
+    value = np.zeros(len(codes))
+    for _ in range(HORIZON):
+        value = gain + law @ value
+    first = tuple(int(p.argmax()) for p in problem.initial)
+    return float(value[np.ravel_multi_index(first, problem.sizes)])
+
+
+@pytest.mark.parametrize(
+    ("domain", "values"),
+    [
+        ("SysAdmin", {1: 158.1842, 4: 342.5562, 9: 342.6756}),
+        ("GameOfLife", {1: 61.8370, 4: 192.2234, 9: 208.6091}),
+    ],
+)
+def test_receding_horizons(domain: str, values: dict[int, float]) -> None:
+    flat = load(domain).flat()
+    for ahead, expected in values.items():
+        plans = solve(flat, ahead).policy
+        policy = np.stack([plans[ahead - min(ahead, HORIZON - t)] for t in range(HORIZON)])
+        assert evaluate(flat.stages(HORIZON), policy) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [("SysAdmin", 342.057), ("GameOfLife", 206.002), ("SkillTeaching", 63.845)],
+)
+def test_arollout(domain: str, expected: float) -> None:
+    """Ties between actions are broken by their order: within .5."""
+    mdp = load(domain)
+    parts: Any = np.array_split(every_state(mdp), 32)
+    problem = factors_of(mdp, AHEAD)
+    actions = np.concatenate([arollout(problem, part).argmax(axis=1) for part in parts])
+    assert worth(mdp, actions) == pytest.approx(expected, abs=0.5)
+
+
+def test_belief_propagation_on_sysadmin() -> None:
+    mdp = load("SysAdmin")
+    names, actions = list(mdp.states), []
+    for codes in every_state(mdp):
+        state = {n: mdp.states[n][c] for n, c in zip(names, codes, strict=True)}
+        found = propagate(factors_of(mdp, AHEAD, state), sweeps=30, inner=10)
+        actions.append(int(found.action_probs.argmax()))
+    assert worth(mdp, np.array(actions)) >= 341.0
+
+
+def test_the_bound_of_sysadmin() -> None:
+    """Ten states, nine actions; the action costs of the problem are kept."""
+    mdp = load("SysAdmin", "state")
+    exact, limit = solve(mdp, AHEAD).value, bound(factors_of(mdp, AHEAD), every=False).value
+    assert limit >= exact - 1e-7
+    assert (exact, limit) == pytest.approx((88.9376, 92.8175), abs=1e-3)
