@@ -102,7 +102,7 @@ def leaves(lm: Any, count: int, tokens: int, turns: int) -> None:
 
     def ask(i: int) -> Any:
         town = TOWNS[i % len(TOWNS)]
-        return sample("text", LM(f"Fact {i} about {town}: the town of {town}", max_tokens=tokens))
+        return sample("text", LM(f"{town}, fact {i}:", max_tokens=tokens))
 
     @program
     def question(i: int) -> Any:
