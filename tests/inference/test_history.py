@@ -60,6 +60,10 @@ CHAINS = [
 ]
 
 
+def name(engine: Any) -> str:
+    return type(engine).__name__
+
+
 def told(trace: Trace) -> list[tuple[str, Any]]:
     return [(e.address, e.value) for e in trace.sites if e.op != "jobs"]
 
@@ -69,7 +73,7 @@ def history_of(posterior: Posterior) -> History:
     return posterior.history
 
 
-@pytest.mark.parametrize("engine", [*FIXED, *GROWING, *CHAINS], ids=repr)
+@pytest.mark.parametrize("engine", [*FIXED, *GROWING, *CHAINS], ids=name)
 @pytest.mark.parametrize("seed", range(3))
 def test_populations_descend_from_each_other(engine: Any, seed: int) -> None:
     posterior = infer(uneven, engine=engine, lm=AB, seed=seed)
@@ -99,7 +103,7 @@ def test_populations_descend_from_each_other(engine: Any, seed: int) -> None:
             assert child[: len(before)] == before
 
 
-@pytest.mark.parametrize("engine", GROWING, ids=repr)
+@pytest.mark.parametrize("engine", GROWING, ids=name)
 def test_the_evidence_so_far_ends_as_the_evidence(engine: Any) -> None:
     posterior = infer(uneven, engine=engine, lm=AB, seed=1)
     history = history_of(posterior)
@@ -109,7 +113,7 @@ def test_the_evidence_so_far_ends_as_the_evidence(engine: Any) -> None:
         assert history.resamplings > 0 and len(set(history.sizes)) > 1
 
 
-@pytest.mark.parametrize("engine", CHAINS, ids=repr)
+@pytest.mark.parametrize("engine", CHAINS, ids=name)
 def test_a_chain_has_the_barriers_of_one_sweep(engine: Any) -> None:
     posterior = infer(uneven, engine=engine, lm=AB, seed=0)
     history = history_of(posterior)
