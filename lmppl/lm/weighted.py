@@ -1,9 +1,10 @@
 """The token loop under a potential: every token is drawn by a sampler, and weighed.
 
-The rows of the model come to the host, where potentials live. The proposal is the model's law under
-the string's settings (temperature, top-p, top-k, mixture); a sampler of `lmppl.token_potentials`
-draws from proposal · potential, exactly or by looking at a few tokens only. Masks alone do not come
-here: they are applied beside the logits, by `lm.generate.advance_rows`.
+The proposal is the model's law under the string's settings (temperature, top-p, top-k, mixture); a
+sampler of `lmppl.token_potentials` draws from proposal · potential. The exact one weighs the whole
+vocabulary: where the model's rows can (`Rows.tilts`), the weights of each distinct state go to them,
+and the product is made and drawn from beside the logits. Samplers that look at a few tokens only take
+the rows to the host. Masks alone do not come here: `lm.generate.advance_rows` applies them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmppl.lm.base import LanguageModel, TokenLaw
+from lmppl.lm.base import LanguageModel, Rows, TokenLaw
 from lmppl.lm.generate import StringState, force_ends
 from lmppl.lm.table import token_law
 from lmppl.random import Chance, fold_array
-from lmppl.token_potentials.samplers import Exact, Picked, Sampler
+from lmppl.token_potentials.samplers import Exact, Picked, Sampler, next_rows
 from lmppl.types import Floats, Keys
 from lmppl.weights import NEG_INF
 
@@ -44,7 +45,10 @@ def _advance(lm: LanguageModel, live: list[StringState], chance: Chance, limit: 
             np.array([s.key for s in live], dtype=np.uint64),
             np.array([len(s.ids) for s in live], dtype=np.uint64),
         )
-        _draw(lm, live, rows.log_probs(), keys, chance)
+        if rows.tilts and all(isinstance(s.law.sampler, Exact | None) for s in live):
+            _draw_beside(lm, live, rows, keys, chance)
+        else:
+            _draw(lm, live, rows.log_probs(), keys, chance)
         passes += 1
         keep = [i for i, s in enumerate(live) if s.finish is None]
         if not keep:
@@ -65,6 +69,21 @@ def _advance(lm: LanguageModel, live: list[StringState], chance: Chance, limit: 
             live = [live[i] for i in keep]
     rows.close()
     return passes
+
+
+def _draw_beside(
+    lm: LanguageModel, live: Sequence[StringState], rows: Rows, keys: Keys, chance: Chance
+) -> None:
+    """One token for every string, each by the exact sampler; no row comes to the host."""
+    trackers = [t for s in live if (t := s.tracker) is not None]
+    weights, which = next_rows(trackers)
+    drawn = rows.draw_tilted(keys, [s.law.token for s in live], weights, which, chance)
+    tokens, logps, logqs = (x.tolist() for x in drawn)
+    for s, token, logp, logq in zip(live, tokens, logps, logqs, strict=True):
+        if token < 0 or logp == NEG_INF:
+            s.kill()
+        else:
+            s.extend(lm, token, logp, logq)
 
 
 def _draw(

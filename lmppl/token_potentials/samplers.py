@@ -40,7 +40,7 @@ import numpy as np
 from lmppl.errors import BadArgument
 from lmppl.random import Chance, draw, fold
 from lmppl.token_potentials.base import TokenState
-from lmppl.types import Floats, Key, Keys
+from lmppl.types import Floats, Ints, Key, Keys
 from lmppl.weights import NEG_INF, exp, log_sum_exp
 
 
@@ -81,13 +81,12 @@ class Sampler(Protocol):
         ...
 
 
-def next_rows(states: Sequence[TokenState]) -> Floats:
-    """log g [B, V], computed once per distinct state."""
-    known: dict[int, Floats] = {}
-    for s in states:
-        if id(s) not in known:
-            known[id(s)] = s.log_next()
-    return np.stack([known[id(s)] for s in states])
+def next_rows(states: Sequence[TokenState]) -> tuple[Floats, Ints]:
+    """log g [U, V] of the distinct states, and which of them each state is [B]."""
+    place: dict[int, int] = {}
+    which = [place.setdefault(id(s), len(place)) for s in states]
+    distinct = {id(s): s for s in states}.values()
+    return np.stack([s.log_next() for s in distinct]), np.array(which, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ class Exact:
         chance: Chance,
     ) -> list[Picked]:
         """One pass over the vocabulary per string."""
-        weights = next_rows(states)
+        distinct, which = next_rows(states)
+        weights = distinct[which]
         tilted = logq + weights
         top = tilted.max(axis=1)
         if warm is not None:
