@@ -96,7 +96,8 @@ def fit_hmm(
     for _ in range(steps):
         each = [_counts(start, A, B, *part) for part in parts]
         first, pair, emit = (
-            np.sum([np.asarray(c) for c in n], axis=0) for n in zip(*each, strict=True)
+            np.sum([np.asarray(c) for c in n], axis=0, dtype=np.float64)
+            for n in zip(*each, strict=True)
         )
         start = _rows(first + pseudocount)
         A = _rows(A * pair + pseudocount)
@@ -194,7 +195,7 @@ def _smoothed(count: Floats, shorter: Floats, smoothing: float) -> Floats:
     return np.asarray((count + smoothing * prior) / (count.sum(1, keepdims=True) + smoothing))
 
 
-def _rows(a: Floats) -> Floats:
+def _rows(a: Any) -> Floats:
     """Normalised."""
     return np.asarray(a / a.sum(-1, keepdims=True))
 
