@@ -131,6 +131,34 @@ class GraphRecord:
         """The bound total / critical, in tokens."""
         return self.total_tokens / self.critical_tokens if self.critical_tokens else 1.0
 
+    def to_networkx(self) -> Any:
+        """The graph as a `networkx.DiGraph`, for `render` and for networkx.
+
+        An edge points from the node whose value was read (through `becomes`) to its reader, and
+        from a node to those that it made. Node data are the fields of `NodeRecord`, with `kind` as
+        in `graph_of`: "latent" where strings were drawn, "effect", or "deterministic"; that of the
+        record is `role`.
+        """
+        import networkx
+
+        by_id = {n.id: n for n in self.nodes}
+        found = networkx.DiGraph(program=self.name, plates={}, returns=[])
+        for node in self.nodes:
+            kind = "latent" if node.calls else "effect" if node.effects else "deterministic"
+            data = asdict(node)
+            data.update(role=node.kind, kind=kind, law=node.text or node.status, plates=())
+            found.add_node(node.id, **data)
+        for node in self.nodes:
+            if node.spawned_by in by_id:
+                found.add_edge(node.spawned_by, node.id, via="control")
+            for name in node.parents:
+                seen = by_id.get(name)
+                while seen is not None and seen.becomes in by_id:
+                    seen = by_id[str(seen.becomes)]
+                if seen is not None and seen.status not in ("cancelled", "unneeded"):
+                    found.add_edge(seen.id, node.id, via="value")
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {"name": self.name, "nodes": [asdict(n) for n in self.nodes]}

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import networkx
 import pytest
 
 from lmppl import LM, call, effect, program, sample
 from lmppl.errors import BadArgument, GraphError, SiteError
-from lmppl.graphs import Budget, Failed, Node, NodeFailed, Spawn, graph, thought_graph
+from lmppl.graphs import (
+    Budget,
+    Failed,
+    Node,
+    NodeFailed,
+    Spawn,
+    dot,
+    graph,
+    mermaid,
+    render_svg,
+    thought_graph,
+)
 from lmppl.inference import Enumerate, Importance, infer
 from lmppl.lm.table import TableLM
 
@@ -149,6 +161,31 @@ def test_a_graph_that_grows_is_bit_equal_to_the_recursion(seed: int) -> None:
     ]
     assert sites[:12] == sites[12:] and len({len(s) for s in sites}) > 1
     assert one.log_weights.tolist() == other.log_weights.tolist()
+
+
+def test_a_record_is_a_graph_that_can_be_drawn() -> None:
+    @program
+    def planned() -> Any:
+        def plan() -> Any:
+            parts = [Node(n, write) for n in ("a", "b")]
+            end = Node("end", lambda *read: effect("join", "".join, read), ("a", "b"))
+            return Spawn([*parts, end], becomes="end")
+
+        return graph("g", [Node("plan", plan), Node("after", lambda x: x, ("plan",))])["after"]
+
+    found = thought_graph(infer(planned, engine=Importance(1), lm=AB).traces[0]).to_networkx()
+    assert set(found.edges) == {
+        ("plan", "a"), ("plan", "b"), ("plan", "end"), ("a", "end"), ("b", "end"), ("end", "after"),
+    }  # fmt: skip
+    assert dict(found.nodes(data="kind")) == {
+        "plan": "deterministic", "a": "latent", "b": "latent", "end": "effect", "after": "deterministic",
+    }  # fmt: skip
+    for picture in (render_svg(found), mermaid(found), dot(found)):
+        assert all(name in picture for name in found)
+    for trace in infer(grows, 3, Budget(nodes=9), engine=Importance(40), lm=AB).traces:
+        grown = thought_graph(trace).to_networkx()
+        order = {n: i for i, n in enumerate(networkx.topological_sort(grown))}
+        assert len(order) == len(thought_graph(trace).nodes)
 
 
 @pytest.mark.parametrize("budget", [Budget(nodes=5), Budget(calls=3), Budget(depth=1)], ids=str)
