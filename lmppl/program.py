@@ -83,7 +83,7 @@ def program(fn: Any = None, *, needs: Needs = ()) -> Any:
     >>> coin() in ("heads", "tails")
     True
     """
-    if fn is None:
+    if fn is None and needs:
         return functools.partial(ProgramFunction, needs=needs)
     return ProgramFunction(fn, needs)
 
