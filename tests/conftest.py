@@ -87,6 +87,12 @@ def http_stub() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def http_faults() -> ModuleType:
+    """`tests/http_faults.py`: what goes wrong with an answer of such a server, by name."""
+    return helper("http_faults")
+
+
+@pytest.fixture(scope="session")
 def reports() -> ModuleType:
     """`tests/reports.py`: a program, its page read back, hostile text in every field."""
     return helper("reports")

@@ -1,21 +1,17 @@
 """A server of a `TableLM` in a thread, that answers as vLLM, SGLang, llama.cpp or OpenAI do.
 
 It draws by the table, with the seed of the request, so what comes through HTTP has a law that is
-known exactly. `fault(n, request)` may name what goes wrong with the n-th text that is asked for;
-faults are made on the socket, where they happen in life.
+known exactly. `fault(n, request)` may name what goes wrong with the n-th text that is asked for, and
+`breaks` answers in its place: `tests/http_faults.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import gzip
 import json
-import socket
-import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +39,8 @@ class Stub:
     shift: float = 0.0
     """Added to log-probabilities of scored texts: two ways that disagree."""
     fault: Callable[[int, dict[str, Any]], str | None] = lambda n, body: None
+    breaks: Callable[..., Awaitable[bool]] | None = None
+    """breaks(stub, name of the fault, writer, body, path): whether the connection goes on."""
     model: str = "toy"
     root: str = ""
     """Where it has the model from."""
@@ -134,10 +132,10 @@ class Stub:
         headers: dict[str, str],
     ) -> bool:
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
-            return await send(writer, 401, {"error": {"message": "Invalid API Key"}})
+            return await self.send(writer, 401, {"error": {"message": "Invalid API Key"}})
         if path not in PATHS:
             found = self._described(path)
-            return await send(writer, 200 if found else 404, found or {"error": "not found"})
+            return await self.send(writer, 200 if found else 404, found or {"error": "not found"})
         n = len(self.asked)
         self.asked.append(body)
         name = self.fault(n, body)
@@ -146,15 +144,21 @@ class Stub:
         try:
             await asyncio.sleep(self.delay)
             if name is None:
-                data = getattr(self, f"_{PATHS[path]}")(body)
+                data = self.reply(path, body)
                 if data is None:
-                    return await send(writer, 400, {"error": {"message": "not supported"}})
+                    return await self.send(writer, 400, {"error": {"message": "not supported"}})
                 if body.get("stream"):
-                    return await stream(writer, self._chunks(data))
-                return await send(writer, 200, data)
-            return await self._fail(name, writer, body, path)
+                    return await self.stream(writer, self.chunks(data))
+                return await self.send(writer, 200, data)
+            if self.breaks is None:
+                raise LookupError(f"a stub that breaks nothing is to fail by {name}")
+            return await self.breaks(self, name, writer, body, path)
         finally:
             self._running -= 1
+
+    def reply(self, path: str, body: dict[str, Any]) -> Any:
+        """What is answered at a path; None where this server cannot."""
+        return getattr(self, f"_{PATHS[path]}")(body)
 
     def _described(self, path: str) -> Any:
         model = {"id": self.model, "object": "model", "owned_by": self.kind}
@@ -321,7 +325,7 @@ class Stub:
             ]
         return {"text": self.lm.decode(tokens), "output_ids": tokens, "meta_info": info}
 
-    def _chunks(self, data: Any) -> list[bytes]:
+    def chunks(self, data: Any) -> list[bytes]:
         """The events of a stream, one token each."""
         if self.kind == "llamacpp":
             parts = [
@@ -347,175 +351,39 @@ class Stub:
         usage = {"id": data["id"], "model": data["model"], "choices": [], "usage": data["usage"]}
         return [*out, event(usage), b"data: [DONE]\n\n"]
 
-    # -- faults ----------------------------------------------------------------------------------
+    # -- the socket -----------------------------------------------------------------------------
 
-    async def _fail(
-        self, name: str, writer: asyncio.StreamWriter, body: dict[str, Any], path: str
+    @staticmethod
+    async def send(
+        writer: asyncio.StreamWriter, status: int, data: Any, more: dict[str, str] | None = None
     ) -> bool:
-        data = getattr(self, f"_{PATHS[path]}")(body)
-        raw = json.dumps(data, ensure_ascii=False).encode()
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-        sized = head + b"Content-Length: %d\r\n\r\n" % len(raw)
-        kind, _, value = name.partition(":")
-        if kind == "status":
-            code, _, after = value.partition(",")
-            more = {"Retry-After": after} if after else {}
-            message = {"error": {"message": f"status {code}", "type": "x"}}
-            if code == "400":
-                message = {"error": {"message": "maximum context length is 4096, got 9000 tokens"}}
-            return await send(writer, int(code), message, more)
-        if kind == "redirect":
-            return await send(writer, 307, {}, {"Location": f"http://127.0.0.1:{self.other}{path}"})
-        if kind == "silent":
-            await asyncio.sleep(30)
-        elif kind == "stall":
-            writer.write(sized + raw[: len(raw) // 2])
-            await writer.drain()
-            await asyncio.sleep(30)
-        elif kind == "drip":
-            writer.write(sized)
-            for byte in raw:
-                writer.write(bytes([byte]))
+        """One whole response."""
+        raw = json.dumps(data).encode()
+        lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json"]
+        lines += [f"{k}: {v}" for k, v in (more or {}).items()]
+        lines += [f"Content-Length: {len(raw)}", "", ""]
+        writer.write("\r\n".join(lines).encode() + raw)
+        await writer.drain()
+        return True
+
+    @staticmethod
+    async def stream(writer: asyncio.StreamWriter, events: list[bytes], piece: int = 0) -> bool:
+        """Events, in pieces of some bytes where given; then the end of the connection."""
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+        )
+        whole = b"".join(events)
+        if not piece:
+            writer.write(whole)
+        for i in range(0, len(whole) if piece else 0, piece or 1):
+            writer.write(whole[i : i + piece])
+            if i % 16 == 0:
                 await writer.drain()
-                await asyncio.sleep(0.05)
-        elif kind == "reset":
-            writer.write(sized + raw[: len(raw) // 2])
-            await writer.drain()
-            await asyncio.sleep(0.02)
-            sock = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
-        elif kind == "eof":
-            writer.write(head + b"Connection: close\r\n\r\n" + raw[: len(raw) // 2])
-            await writer.drain()
-        elif kind == "html":
-            page = b"<html><body>Welcome</body></html>"
-            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(page) + page)
-            await writer.drain()
-            return True
-        elif kind == "bomb":
-            packed = bomb(int(value))
-            writer.write(
-                head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-            )
-            writer.write(packed)
-            await writer.drain()
-        elif kind == "endless":
-            writer.write(head + b"Connection: close\r\n\r\n" + b'{"x": "')
-            for _ in range(10_000):
-                writer.write(b"a" * 65536)
-                await writer.drain()
-        elif kind == "swap":
-            await asyncio.sleep(0.05)
-            latest = self.asked[-1] if self.asked[-1] is not body else self.asked[-2]
-            return await send(writer, 200, getattr(self, f"_{PATHS[path]}")(latest))
-        elif kind == "edit":
-            EDITS[value](data)
-            return await send(writer, 200, data)
-        elif kind == "sse":
-            return await stream(writer, *broken_stream(value, self._chunks(data)))
-        else:
-            raise LookupError(name)
+                await asyncio.sleep(0)
+        await writer.drain()
         return False
-
-
-def _choice(key: str, value: Any) -> Callable[[Any], None]:
-    def edit(data: Any) -> None:
-        data["choices"][0][key] = value
-
-    return edit
-
-
-def _logprob(value: Any) -> Callable[[Any], None]:
-    def edit(data: Any) -> None:
-        data["choices"][0]["logprobs"]["token_logprobs"][-1] = value
-
-    return edit
-
-
-def _no_logprobs(data: Any) -> None:
-    data["choices"][0]["logprobs"] = {"tokens": [], "token_logprobs": []}
-
-
-def _shorter(data: Any) -> None:
-    data["choices"][0]["logprobs"]["token_logprobs"].pop()
-
-
-def _cut(data: Any) -> None:
-    choice = data["choices"][0]
-    choice["token_ids"] = choice["token_ids"][:1]
-    choice["finish_reason"] = "length"
-    data["usage"]["completion_tokens"] = 1
-    for part in choice["logprobs"].values():
-        del part[1:]
-
-
-EDITS: dict[str, Callable[[Any], None]] = {
-    "error": lambda data: (data.clear(), data.update(error={"message": "boom"})) and None,
-    "cut": _cut,
-    "filter": _choice("finish_reason", "content_filter"),
-    "reason": _choice("finish_reason", "tea_break"),
-    "model": lambda data: data.update(model="another"),
-    "choices": lambda data: data.update(choices=[]),
-    "usage": lambda data: data.pop("usage") and None,
-    "absent": _no_logprobs,
-    "shorter": _shorter,
-    "null": _logprob(None),
-    "nan": _logprob(float("nan")),
-    "positive": _logprob(0.3),
-    "floor": _logprob(-9999.0),
-}
-"""What is done to a good answer."""
-
-
-@functools.cache
-def bomb(mebibytes: int) -> bytes:
-    """A little that unpacks to a lot."""
-    return gzip.compress(b'{"x": "' + b"a" * (mebibytes << 20), 1)
 
 
 def event(data: Any) -> bytes:
     """One server-sent event."""
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
-
-
-def broken_stream(name: str, events: list[bytes]) -> tuple[list[bytes], int]:
-    """The events of a stream with something wrong, and in how many bytes they are sent."""
-    if name == "undone":
-        return events[:-1], 0
-    if name == "unfinished":
-        first = [e.replace(b'"finish_reason": "length"', b'"finish_reason": null') for e in events]
-        return [e.replace(b'"finish_reason": "stop"', b'"finish_reason": null') for e in first], 0
-    if name == "doubled":
-        return [events[0], *events], 0
-    if name == "bytes":
-        return events, 1
-    raise LookupError(name)
-
-
-async def send(
-    writer: asyncio.StreamWriter, status: int, data: Any, more: dict[str, str] | None = None
-) -> bool:
-    """One whole response."""
-    raw = json.dumps(data).encode()
-    lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json"]
-    lines += [f"{k}: {v}" for k, v in (more or {}).items()]
-    lines += [f"Content-Length: {len(raw)}", "", ""]
-    writer.write("\r\n".join(lines).encode() + raw)
-    await writer.drain()
-    return True
-
-
-async def stream(writer: asyncio.StreamWriter, events: list[bytes], piece: int = 0) -> bool:
-    """Events, in pieces of some bytes where given; then the end of the connection."""
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
-    whole = b"".join(events)
-    if not piece:
-        writer.write(whole)
-    for i in range(0, len(whole) if piece else 0, piece or 1):
-        writer.write(whole[i : i + piece])
-        if i % 16 == 0:
-            await writer.drain()
-            await asyncio.sleep(0)
-    await writer.drain()
-    return False

@@ -11,6 +11,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -151,10 +152,16 @@ def chain() -> str:
 
 
 @pytest.fixture(scope="module")
-def sound(http_stub: ModuleType) -> tuple[int, str]:
+def faulty(http_stub: ModuleType, http_faults: ModuleType) -> Any:
+    """`faulty(lm)`: a stub that fails as its `fault` says."""
+    return partial(http_stub.Stub, breaks=http_faults.fail)
+
+
+@pytest.fixture(scope="module")
+def sound(faulty: Any, http_faults: ModuleType) -> tuple[int, str]:
     """The bomb is packed before clocks run; and a seed whose three texts have several tokens each, and the answer without a fault."""
-    http_stub.bomb(16)
-    with http_stub.Stub(TOY).serve() as stub:
+    http_faults.bomb(16)
+    with faulty(TOY).serve() as stub:
         lm = HTTPLM(stub.address, tokenizer=TOY)
         try:
             for seed in range(200):
@@ -169,12 +176,12 @@ def sound(http_stub: ModuleType) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("one", "call"), list(at_each_call()))
 def test_a_fault_is_an_error_or_nothing(
-    http_stub: ModuleType, sound: tuple[int, str], one: Case, call: int
+    faulty: Any, sound: tuple[int, str], one: Case, call: int
 ) -> None:
     seed, text = sound
     clock = Still()
     deadline = DEADLINE if one.fault in HANGS else PATIENT
-    with http_stub.Stub(TOY).serve() as stub, http_stub.Stub(TOY).serve() as elsewhere:
+    with faulty(TOY).serve() as stub, faulty(TOY).serve() as elsewhere:
         stub.other = elsewhere.port
         lm = HTTPLM(
             stub.address,
@@ -240,8 +247,8 @@ def test_2_no_such_host() -> None:
     assert type(error) in (ServerUnreachable, ServerTimeout) and len(clock.pauses) == 4
 
 
-def test_3_no_tls_there(http_stub: ModuleType) -> None:
-    with http_stub.Stub(TOY).serve() as stub:
+def test_3_no_tls_there(faulty: Any) -> None:
+    with faulty(TOY).serve() as stub:
         error, spent, _ = unreachable(f"vllm:https://127.0.0.1:{stub.port}")
     assert type(error) is ServerUnreachable and spent < 3
 
@@ -266,8 +273,8 @@ def test_4_a_connection_that_is_never_accepted() -> None:
 # -- many at once ---------------------------------------------------------------------------------
 
 
-def test_a_failure_ends_its_question_and_no_other(http_stub: ModuleType) -> None:
-    with http_stub.Stub(TOY).serve() as stub:
+def test_a_failure_ends_its_question_and_no_other(faulty: Any) -> None:
+    with faulty(TOY).serve() as stub:
         lm = HTTPLM(stub.address, tokenizer=TOY, clock=Still())
         try:
             before = len(stub.asked)
@@ -283,8 +290,8 @@ def test_a_failure_ends_its_question_and_no_other(http_stub: ModuleType) -> None
     assert len(seeds) == 6 * 2 * CALLS + 1 and len(set(seeds)) == len(seeds) - 1
 
 
-def test_responses_of_two_requests_are_never_exchanged(http_stub: ModuleType) -> None:
-    with http_stub.Stub(TOY).serve() as stub:
+def test_responses_of_two_requests_are_never_exchanged(faulty: Any) -> None:
+    with faulty(TOY).serve() as stub:
         lm = HTTPLM(stub.address, tokenizer=TOY, clock=Still())
         try:
             first = len(stub.asked)
@@ -296,8 +303,8 @@ def test_responses_of_two_requests_are_never_exchanged(http_stub: ModuleType) ->
             lm.close()
 
 
-def test_twenty_failures_in_a_row_suspend_the_run(http_stub: ModuleType) -> None:
-    with http_stub.Stub(TOY).serve() as stub:
+def test_twenty_failures_in_a_row_suspend_the_run(faulty: Any) -> None:
+    with faulty(TOY).serve() as stub:
         lm = HTTPLM(stub.address, tokenizer=TOY, clock=Still(), concurrency=4)
         try:
             before = len(stub.asked)
@@ -315,9 +322,9 @@ def test_twenty_failures_in_a_row_suspend_the_run(http_stub: ModuleType) -> None
 
 
 def test_what_may_have_been_paid_is_sent_again_only_if_that_is_wanted(
-    http_stub: ModuleType,
+    faulty: Any,
 ) -> None:
-    with http_stub.Stub(TOY).serve() as stub:
+    with faulty(TOY).serve() as stub:
         lm = HTTPLM(stub.address, tokenizer=TOY, clock=Still(), on_unknown="raise")
         try:
             before = len(stub.asked)
@@ -337,7 +344,7 @@ def test_retry_after_dates_and_limits() -> None:
 
 
 def test_a_run_whose_server_is_down_ends_with_75_and_goes_on_later(
-    http_stub: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faulty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, row = ["a", "b", "<eos>"], [0.5, 0.3, 0.2]
     (tmp_path / "toy.json").write_text(json.dumps({"tokens": words, "table": {"": row}}))
@@ -349,7 +356,7 @@ def test_a_run_whose_server_is_down_ends_with_75_and_goes_on_later(
     (tmp_path / "data.jsonl").write_text("".join(lines))
     monkeypatch.chdir(tmp_path)
     table: dict[tuple[int, ...], list[float]] = {(): row}
-    with http_stub.Stub(TableLM(words, table)).serve() as stub:
+    with faulty(TableLM(words, table)).serve() as stub:
         url = f"{stub.address}?tokenizer=table:toy.json&attempts=1&cache=replies.db"
         command = ["run", "one.py", "--data", "data.jsonl", "--out", "out", "--lm", url]
         command += ["--engine", "importance:particles=2", "--concurrency", "2"]
