@@ -35,9 +35,9 @@ async def fail(
         going = await stub.send(writer, int(code), message, more)
         return going
     if kind == "redirect":
-        return await stub.send(
-            writer, 307, {}, {"Location": f"http://127.0.0.1:{stub.other}{path}"}
-        )
+        there = {"Location": f"http://127.0.0.1:{stub.other}{path}"}
+        going = await stub.send(writer, 307, {}, there)
+        return going
     if kind == "silent":
         await asyncio.sleep(30)
     elif kind == "stall":
