@@ -21,7 +21,8 @@ class Budget:
 
     Nodes that are given at the start always run. Under a budget a graph grows when nothing of it
     runs, generation by generation, and requests are granted in the order of the nodes that made
-    them: who gets the last of it does not depend on who was faster.
+    them: who gets the last of it does not depend on who was faster. A graph that a node runs inside
+    itself has a budget of its own; its tokens and calls count here once the node has ended.
     """
 
     nodes: int | None = None
