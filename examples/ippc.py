@@ -3,7 +3,7 @@
 Returns of 40 actions, reward of state and action, costs of actions kept. Every agent meets the same
 random numbers and plans 9 actions ahead, anew in every state. VBP, the linear bound and "auto" take
 longer and play fewer episodes. VBP starts from the messages of the plan before; in how many of its
-plans they came to rest is shown, as is the time of one decision, in one thread, without compiling.
+plans they came to rest is shown, as is the processor time of one decision, without compiling.
 
 What to expect: on these tasks ARollout earns as much as VBP in a small part of its time; careful
 methods are worth their cost where a plan must react (`docs/planning.md`).
@@ -84,15 +84,15 @@ def cheap(problem: Factors, name: str, seed: int = 0) -> Policy:
 
 
 def play(problem: Factors, policy: Policy, episodes: int) -> tuple[float, float, float]:
-    """Mean return, its standard error, seconds per decision."""
+    """Mean return, its standard error, processor seconds per decision."""
     start = np.repeat([[int(p.argmax()) for p in problem.initial]], episodes, axis=0)
     uniforms = np.random.default_rng(1).random((episodes, HORIZON, len(problem.sizes)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConverged)
         policy(0, start[:1])  # compile
-        began = time.perf_counter()
+        began = time.process_time()
         found = simulate(problem, start, uniforms, policy)
-    seconds = (time.perf_counter() - began) / (episodes * HORIZON)
+    seconds = (time.process_time() - began) / (episodes * HORIZON)
     return float(found.mean()), float(found.std(ddof=1) / np.sqrt(episodes)), seconds
 
 
