@@ -31,7 +31,12 @@ from lmppl.inference.planning.rollout import reactive, simulate
 NEEDS = ("jax", "scipy", "pyRDDLGym", "rddlrepository")
 SLOW = True
 HORIZON, AHEAD = 40, 9
-OPTIMA = {"SysAdmin": 342.6804, "GameOfLife": 209.4349, "Navigation": -9.5669}
+OPTIMA = {
+    "SysAdmin": 342.6804,
+    "GameOfLife": 209.4349,
+    "Navigation": -9.5669,
+    "SkillTeaching": 66.2647,
+}
 CAREFUL: dict[str, dict[str, Any]] = {
     "vbp": {"sweeps": 30, "inner": 10, "tolerance": 1e-3},
     "lp": {"every": False},
