@@ -28,7 +28,6 @@ import numpy as np
 from lmppl import LM, factor, program, sample
 from lmppl.inference import SMC, Forward, Importance, infer, tokens
 from lmppl.lm.table import TableLM
-from lmppl.token_potentials import Lookahead
 
 NEEDS = "jax"
 SLOW = True
@@ -151,7 +150,7 @@ def guided() -> tuple[Any, Any]:
         for t, table in enumerate(worth):
             tau = np.array([over * table.get(last, 0.0) for last, over in dfa.states])
             filter_ = bffg.HMMAutomaton(hmm, dfa, LONGEST, tau)
-            guides[t, before] = Lookahead(bffg.string_potential(filter_))
+            guides[t, before] = bffg.string_potential(filter_, rule=False)
     messages = [
         bffg.StepMessage(address(t), address(t + 1), reader(worth[t])) for t in range(TURNS - 1)
     ]

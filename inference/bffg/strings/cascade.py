@@ -80,7 +80,7 @@ def step_guide(messages: Sequence[StepMessage]) -> Guide:
     """Messages as a guide: h = the product of those whose parent is there and whose child is not.
 
     A child that is a string has begun with its first token, so that its own filter, as
-    `Lookahead(string_potential(...))`, goes on where the message ends.
+    `string_potential(..., rule=False)`, goes on where the message ends.
 
     >>> guide = step_guide([StepMessage("plan", "check", {"good": 0.8, "bad": 0.1}.__getitem__)])
     >>> guide(Trace(None))

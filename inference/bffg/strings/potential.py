@@ -3,8 +3,8 @@
     prefix(x_1…x_t) = g_t(x_1…x_t)        complete(x) = τ of the state in which x ends
 
 `LM(prompt, potential=string_potential(filter))` has the target p(x) τ(x): the rule is a part of it.
-`Lookahead(string_potential(filter))` has the target p(x): the filter is a guide, and the rule stands
-elsewhere, as `regex=` or as a factor of the program.
+`string_potential(filter, rule=False)` has the target p(x), as a `Lookahead`: complete(x) is 1, the
+filter is a guide, and the rule stands elsewhere, as `regex=` or as a factor of the program.
 
 Tokens are drawn from q ∝ p g, and the weight of a string grows by Z_t / g_t, which its prefix
 decides. So with `SMC(resample_at=tokens(1))` a string that the rule has doomed is gone before the
@@ -26,13 +26,16 @@ from lmppl.types import Floats
 from lmppl.weights import NEG_INF
 
 
-def string_potential(automaton: HMMAutomaton, *, floor: float = 1e-6) -> FilterPotential:
-    """The filter as `LM(potential=...)`; wrapped in `Lookahead`, as a guide that changes no target.
+def string_potential(
+    automaton: HMMAutomaton, *, rule: bool = True, floor: float = 1e-6
+) -> FilterPotential:
+    """The filter as `LM(potential=...)`.
 
     Args:
         automaton: the filter; its tokens are those of the model, its horizon is `max_tokens`. The
             end-of-text token is one of them, and its column says how a text counts that ends.
-        floor: while the rule can still be met, a prefix counts at least this part of g of the empty
+        rule: whether τ is a part of the target; else the filter is a guide that changes no target.
+        floor: while the rule can still be met, and without it always, a prefix counts at least this part of g of the empty
             string, since a surrogate may call impossible what is rare.
 
     >>> from lmppl import LM, sample
@@ -51,16 +54,19 @@ def string_potential(automaton: HMMAutomaton, *, floor: float = 1e-6) -> FilterP
         raise BadArgument(
             f"string_potential: floor must be in (0, 1], got {floor!r}", fix="write floor=1e-6"
         )
-    return FilterPotential(automaton, floor)
+    return FilterPotential(automaton, rule, floor)
 
 
 class FilterPotential(TokenPotential):
     """What `string_potential` makes."""
 
-    def __init__(self, automaton: HMMAutomaton, floor: float) -> None:
+    def __init__(self, automaton: HMMAutomaton, rule: bool, floor: float) -> None:
         """Keep the filter; `least` is the smallest prefix weight of a text that may still count."""
-        self.automaton = automaton
+        self.automaton, self.rule = automaton, rule
+        self.lost = NEG_INF  # the prefix weight where the rule can no longer be met
         self.least = float(automaton.log_g(automaton.start())[0]) + math.log(floor)
+        if not rule:
+            self.lost = self.least
         with np.errstate(divide="ignore"):
             self.log_terminal = np.log(automaton.terminal)
 
@@ -75,7 +81,7 @@ class FilterPotential(TokenPotential):
 
     def __repr__(self) -> str:
         Q, T = len(self.automaton.dfa.states), self.automaton.horizon
-        return f"string_potential({Q} states, horizon {T})"
+        return f"string_potential({Q} states, horizon {T}{'' if self.rule else ', rule=False'})"
 
 
 class FilterState(TokenState):
@@ -92,12 +98,14 @@ class FilterState(TokenState):
         """log g, if the rule can still be met."""
         p, at = self.potential, self.at
         if not p.automaton.reachable[self.left, at.s[0]]:
-            return NEG_INF
+            return p.lost
         return max(float(p.automaton.log_g(at)[0]), p.least)
 
     @property
     def log_complete(self) -> float:
         """log τ after the end token; at the horizon there is no room for one."""
+        if not self.potential.rule:
+            return 0.0
         s, ends = int(self.at.s[0]), self.lm.eos_ids
         if self.left and ends:
             s = int(self.potential.automaton.dfa.delta[s, min(ends)])
@@ -129,6 +137,6 @@ class FilterState(TokenState):
         else:
             following = np.maximum(p.automaton.log_next(self.at)[0], p.least)
             possible = p.automaton.reachable[self.left - 1][p.automaton.dfa.delta[self.at.s[0]]]
-            out = np.where(possible, following - base, NEG_INF)
+            out = np.where(possible, following, p.lost) - base
             out[list(self.lm.eos_ids)] = self.log_complete - base
         return out if tokens is None else out[list(tokens)]

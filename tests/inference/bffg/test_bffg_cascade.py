@@ -14,7 +14,6 @@ from lmppl.errors import BadArgument  # noqa: E402
 from lmppl.inference import SMC, bffg, infer, tokens  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
 from lmppl.testing import assert_properly_weighted, enumerate_exact  # noqa: E402
-from lmppl.token_potentials import Lookahead  # noqa: E402
 
 MODEL = TableLM(
     ["a", "b"], {(): [0.6, 0.4], (0,): [0.7, 0.3], (1,): [0.4, 0.6]}, name="two letters"
@@ -26,10 +25,11 @@ LETTERS = bffg.automaton(lambda s, v: "ab"[v], "", 2)
 """The state is the last letter: the abstraction of a text."""
 
 
-def guided(message: Any, length: int) -> Lookahead:
+def guided(message: Any, length: int) -> Any:
     """A filter over the tokens of a step, whose terminal weights are the fused message."""
     tau = LETTERS.terminal(lambda s: message.get(s, 0.7))
-    return Lookahead(bffg.string_potential(bffg.HMMAutomaton(SURROGATE, LETTERS, length, tau)))
+    filter_ = bffg.HMMAutomaton(SURROGATE, LETTERS, length, tau)
+    return bffg.string_potential(filter_, rule=False)
 
 
 LEFT, RIGHT = {"a": 0.3, "b": 0.9}, {"a": 1.4, "b": 0.2}
@@ -99,7 +99,7 @@ def test_exact_messages_and_surrogates_leave_no_variance() -> None:
 
     @program
     def pinned() -> Any:
-        x = sample("x", LM("", max_tokens=2, potential=Lookahead(bffg.string_potential(filter_))))
+        x = sample("x", LM("", max_tokens=2, potential=bffg.string_potential(filter_, rule=False)))
         y = sample("y", LM(str(x), max_tokens=1, choices=["b"]))
         return x + y
 
