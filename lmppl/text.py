@@ -3,10 +3,10 @@
 A `Text` is a `str` in every respect (equality, hash, formatting) that also keeps the token ids it
 was drawn as, their log-probabilities, why it ended, and its **spans**: which stretch came from
 which site. `+`, `*`, slices, `strip`, `split`, `replace`, `ljust`, changes of case and
-`Text(sep).join` keep spans; f-strings, `"".join`, `%` and `str.format` return a plain `str` and lose
-them.
-`lmppl.prompt("... {thought} ...", thought=thought)` keeps them exactly. Never infer independence from
-missing spans: `lmppl.graphs.graph_of` finds what went where however it was written.
+`Text(sep).join` keep spans; f-strings, `"".join`, `%` and `str.format` return a plain `str` and
+lose them; `lmppl.prompt("... {thought} ...", thought=thought)` keeps them exactly. Never infer
+independence from missing spans: `lmppl.graphs.graph_of` finds what went where however it was
+written.
 """
 
 from __future__ import annotations

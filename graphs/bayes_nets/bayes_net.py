@@ -3,8 +3,8 @@
     p(x) = Π_v P(x_v | x_parents(v))
 
 The same network is answered here by elimination, is a program of this package (`net.program()`,
-for any engine), a Pyro model with enumerated sites (`lmppl.graphs.bayes_nets.pyro_net`) and a NumPyro model
-(`lmppl.graphs.bayes_nets.numpyro_net`), and a networkx graph.
+for any engine), a Pyro model with enumerated sites (`lmppl.graphs.bayes_nets.pyro_net`), a NumPyro
+model (`lmppl.graphs.bayes_nets.numpyro_net`), and a networkx graph.
 """
 
 from __future__ import annotations

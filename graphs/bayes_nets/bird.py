@@ -2,7 +2,7 @@
 
 A decision between two outcomes has factors with a few values each, x = (x_1, …, x_J), and
 
-    P(O1 | x) = σ( Σ_j θ_j[x_j] )                       equal to Π p_j / (Π p_j + Π (1 - p_j)), θ = logit p
+    P(O1 | x) = σ( Σ_j θ_j[x_j] )        equal to Π p_j / (Π p_j + Π (1 - p_j)), θ = logit p
 
 A language model is asked about complete instances x and answers with one of seven coarse labels,
 0 to 1: noisy readings of the probability (`lmppl.graphs.bayes_nets.labels`), of spread s.

@@ -2,7 +2,7 @@
 
 A word is a noisy reading: the level next to σ(η + s ε), with ε logistic and η the truth's logit, so
 
-    P(label l | η) = σ((t_{l+1} - η) / s) - σ((t_l - η) / s)             t: logits between two levels
+    P(label l | η) = σ((t_{l+1} - η) / s) - σ((t_l - η) / s)         t: logits between two levels
 
 which is log-concave in η: `maximum` finds the linear η that labels speak for, by Newton's method.
 

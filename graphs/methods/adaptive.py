@@ -11,9 +11,10 @@
 All tasks of a layer, nested ones included, run together: the nodes of a nested graph have the name
 of its task before their own. Every step is a node: its sites are part of the program, so any engine
 gives a posterior over the answer. The graph is acyclic whatever is proposed; an ill-formed proposal
-(`NodeFailed`) costs a retry, and after the last one the question itself is the only task (in a later
-layer: the answer is asked for). A task that fails for good has the answer `Failed`. One budget holds
-for all nested graphs: a task whose tasks it refuses is answered directly, a layer by what is known.
+(`NodeFailed`) costs a retry, and after the last one the question itself is the only task (in a
+later layer: the answer is asked for). A task that fails for good has the answer `Failed`. One
+budget holds for all nested graphs: a task whose tasks it refuses is answered directly, a layer by
+what is known.
 
 `max_depth=0` with one task is chain of thought; one layer without depth is a tree of thoughts.
 

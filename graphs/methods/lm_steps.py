@@ -1,8 +1,8 @@
 """The steps of an adaptive graph of thoughts, asked of a language model.
 
 Each step is a completion after a few examples of its kind, in the texts of `LMSteps`; the names in
-braces are filled in. Tasks are proposed as JSON under a regex or a schema, the check is a `Choice`, so that the
-graph has a probability: everything that was chosen is a site of the program.
+braces are filled in. Tasks are proposed as JSON under a regex or a schema, the check is a `Choice`,
+so that the graph has a probability: everything that was chosen is a site of the program.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class LMSteps:
     Args:
         context: what stands before every question: facts, examples.
         lm: the model or its name; the run's own when left out.
-        initial_prompt, simple_prompt, execute_prompt, more_prompt, final_prompt: the prompts, with `{task}`, `{known}`, `{context}`.
+        initial_prompt, simple_prompt, execute_prompt, more_prompt, final_prompt: the prompts, with
+            `{task}`, `{known}`, `{context}`.
         max_tokens: of an answer.
         proposal_tokens: of a proposal, 60 per task when left out: one that is cut has weight zero.
         answer: a regex of answers, if they have one.

@@ -3,11 +3,11 @@
 | key | |
 | --- | --- |
 | `strings` | every text, once; other parts refer to it by number, 0 is the empty text |
-| `nodes` | the tree of thoughts in columns: `up` (how far back the parent is), `site`, `text`, `logp`, `logw`, `tokens` |
+| `nodes` | the tree in columns: `up` (how far back the parent is), `site`, `text`, `logp`, … |
 | `sites` | [operation, address] |
 | `particles` | `leaf` (a node), `lw`, `w`, `answer`, `eve`, in columns |
-| `steps` | one object per barrier: n, ess, logz, eves, parents, lw, at (the node of each particle) |
-| `last` | `leaf`, `lw`, `w`, `answer` of the barriers' final population, where it is not `particles` |
+| `steps` | an object per barrier: n, ess, logz, eves, parents, lw, at (the node of each particle) |
+| `last` | as `particles`, of the barriers' final population where that is another |
 | `answers` | [text, probability, standard error] |
 | `costs`, `models` | by site, by model |
 | `graphs` | recorded thought graphs, by node |
