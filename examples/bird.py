@@ -3,7 +3,8 @@
 Someone who knows how likely an outcome is answers in seven words, "very unlikely" to "very likely",
 and not the same ones each time. Asked about the question at hand, that is all there is. Asked about
 128 complete settings of five factors, the words become likelihoods of the factors' weights, noise
-averages out, and factors that the question leaves open are averaged over.
+averages out, and factors that the question leaves open are averaged over. Someone who leans to high
+words does so whatever is asked: half of the questions are about the other outcome, which tells.
 
 The decision is then a Bayesian network; it is answered by elimination, by enumeration of its
 program, by Pyro with enumerated sites and by NumPyro's density, and all agree.
@@ -19,7 +20,7 @@ import math
 
 import numpy as np
 
-from lmppl.graphs.bayes_nets.bird import Fitted, fit, instances
+from lmppl.graphs.bayes_nets.bird import Fitted, both_ways, fit, instances
 from lmppl.graphs.bayes_nets.labels import LEVELS
 
 NEEDS = ("jax", "numpyro", "pyro")
@@ -35,10 +36,11 @@ WORDS = np.array(list(LEVELS.values()))
 
 
 class Rider:
-    """Knows P(bicycle | all five factors), and answers coarsely."""
+    """Knows P(bicycle | all five factors), and answers coarsely; may lean to high words."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, lean: float = 0.0) -> None:
         self.rng = np.random.default_rng(seed)
+        self.lean = lean
         self.weights = self.rng.normal(0.0, 1.2, (5, 3))
 
     def truth(self, context: dict[str, str]) -> float:
@@ -53,15 +55,19 @@ class Rider:
         ]
         return float(np.mean([1.0 / (1.0 + math.exp(-s)) for s in sums]))
 
-    def says(self, context: dict[str, str]) -> str:
-        p = self.truth(context)
-        heard = 1.0 / (1.0 + math.exp(-(math.log(p / (1.0 - p)) + self.rng.normal())))
+    def says(self, context: dict[str, str], bus: bool = False) -> str:
+        """How likely the bicycle is, or the bus."""
+        p = 1.0 - self.truth(context) if bus else self.truth(context)
+        logit = math.log(p / (1.0 - p)) + self.rng.normal() + self.lean
+        heard = 1.0 / (1.0 + math.exp(-logit))
         return list(LEVELS)[int(np.argmin(np.abs(WORDS - heard)))]
 
 
-def learn(rider: Rider, labels: int) -> Fitted:
+def learn(rider: Rider, labels: int, both: bool = True) -> Fitted:
     asked = instances(FACTORS, labels, seed=0)
-    return fit(FACTORS, asked, [rider.says(x) for x in asked])
+    bus = both_ways(len(asked)) if both else [False] * len(asked)
+    words = [rider.says(x, b) for x, b in zip(asked, bus, strict=True)]
+    return fit(FACTORS, asked, words, second=bus)
 
 
 def four_answers(fitted: Fitted, given: dict[str, str]) -> dict[str, float]:
@@ -98,16 +104,18 @@ def main(riders: int = 3, questions: int = 20) -> None:
         direct, ours = np.mean(errors, axis=0)
         print(f"{labels:6d} {direct:22.4f} {ours:15.4f} {1 - ours / direct:10.0%}")
 
-    rider = Rider(1)
-    fitted = learn(rider, 128)
+    rider = Rider(1, lean=0.8)
+    one_way, fitted = learn(rider, 128, both=False), learn(rider, 128)
     given = {"weather": "storm", "hurry": "great"}
     answer = fitted.answer(given)
-    print(f"\nP(bicycle | storm, great hurry) = {answer.value:.3f} ± {answer.spread:.3f}")
-    print(f"in truth {rider.truth(given):.3f}, and asked directly: {rider.says(given)}")
+    print(f"\nA rider who leans to high words by {rider.lean}, found: {fitted.lean:.2f}")
+    print(f"P(bicycle | storm, great hurry) = {answer.value:.3f} ± {answer.spread:.3f}")
+    print(f"in truth {rider.truth(given):.3f}, asked one way {one_way.answer(given).value:.3f}")
     answers = four_answers(fitted, given)
     print("\n".join(f"  {system:12} {p:.12f}" for system, p in answers.items()))
 
     assert ours < 0.7 * direct  # at least 30 % lower, as in the paper
+    assert abs(fitted.lean - rider.lean) < 0.5
     assert all(abs(p - answer.value) < 1e-10 for p in answers.values())
 
 
