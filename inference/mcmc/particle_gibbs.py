@@ -85,6 +85,12 @@ class ParticleGibbs(Engine):
                 fix='write resampling="multinomial"',
             )
 
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of its filters; an ancestor is drawn by the scores of what follows it."""
+        scores = ("scores_text",) if self.ancestor_sampling else ()
+        return (*self._filter.needs, *scores)
+
     def target(self, program: Any = None) -> str:
         """The law of the chain."""
         return (

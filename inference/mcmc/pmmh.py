@@ -101,6 +101,11 @@ class ParticleMarginalMH(Engine):
         )  # fmt: skip
         object.__setattr__(self, "_filter", settings)
 
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of its filters."""
+        return self._filter.needs
+
     def target(self, program: Any = None) -> str:
         """The law of the chain."""
         law = "" if self.prior is None else f"p({', '.join(self.sites)}) · "

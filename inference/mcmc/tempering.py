@@ -83,6 +83,11 @@ class ParallelTempering(Engine):
         if self.start is not None and len(self.start) != len(ladder):
             raise BadArgument(f"{len(self.start)} starts for {len(ladder)} temperatures")
 
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of its filters."""
+        return self._filter.needs
+
     def target(self, program: Any = None) -> str:
         """The law of the chains."""
         shown = ", ".join(f"{t:g}" for t in self.temperatures)

@@ -13,7 +13,20 @@ import pytest
 from lmppl import LM, Choice, observe, plate, program, sample
 from lmppl import handlers as H
 from lmppl.errors import BadArgument, CapabilityError
-from lmppl.inference import SMC, Forward, Importance, MetropolisHastings, infer, infer_many
+from lmppl.inference import (
+    SMC,
+    Engine,
+    Forward,
+    Importance,
+    MetropolisHastings,
+    ParallelTempering,
+    ParticleGibbs,
+    ParticleMarginalMH,
+    SingleSite,
+    infer,
+    infer_many,
+    tokens,
+)
 from lmppl.lm.base import Capabilities
 from lmppl.lm.needs import NAMES, declared
 from lmppl.lm.table import TableLM
@@ -70,11 +83,31 @@ def test_a_model_that_a_site_holds_itself_is_asked_there() -> None:
     assert len(infer(lambda: sample("x", LM("a", max_tokens=2, lm=lm)), engine=Forward(2))) == 2
 
 
-def test_an_engine_that_scores_kept_texts_says_so_at_once() -> None:
-    lm = poor(scores_text=False)
-    with pytest.raises(CapabilityError, match="MetropolisHastings needs scores_text"):
-        infer(lambda: sample("x", LM("a", max_tokens=2)), engine=MetropolisHastings(4), lm=lm)
+@pytest.mark.parametrize(
+    ("engine", "need"),
+    [
+        (MetropolisHastings(4), "scores_text"),
+        (SMC(4, rejuvenate=SingleSite()), "scores_text"),
+        (ParticleGibbs(4, sweeps=2, ancestor_sampling=True), "scores_text"),
+        (SMC(4, resample_at=tokens(2)), "token_ids"),
+        (ParticleGibbs(4, sweeps=2, resample_at=tokens(2)), "token_ids"),
+        (ParallelTempering(sweeps=2, resample_at=tokens(2)), "token_ids"),
+        (ParticleMarginalMH(["x"], steps=2, resample_at=tokens(2)), "token_ids"),
+    ],
+)
+def test_what_an_engine_will_ask_is_known_at_once(engine: Engine, need: str) -> None:
+    lm = poor(**{need: False})
+    with pytest.raises(CapabilityError, match=f"{type(engine).__name__} needs {need}"):
+        infer(lambda: sample("x", LM("a", max_tokens=2)), engine=engine, lm=lm)
     assert not lm.usage.passes
+
+
+@pytest.mark.parametrize(
+    "engine", [SMC(4), ParticleGibbs(4, sweeps=2), ParallelTempering(sweeps=2), Forward(2)]
+)
+def test_other_settings_ask_for_less(engine: Engine) -> None:
+    lm = poor(scores_text=False, token_ids=False)
+    assert len(infer(lambda: sample("x", LM("a", max_tokens=2)), engine=engine, lm=lm))
 
 
 @pytest.fixture
