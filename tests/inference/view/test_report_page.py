@@ -141,7 +141,9 @@ def test_every_engine_has_a_report(reports: ModuleType, engine: Any) -> None:
     ],
     ids=lambda e: type(e).__name__,
 )
-def test_every_engine_with_barriers_tells_of_them(reports: ModuleType, engine: Any) -> None:
+def test_every_engine_with_barriers_tells_of_them(
+    reports: ModuleType, tmp_path: Path, engine: Any
+) -> None:
     lm = TableLM(["up ", "down ", "<eos>"], {(): [0.4, 0.4, 0.2]})
     post = infer(short, engine=engine, lm=lm, seed=2)
     state = reports.state_of(report_page(post, land=False))
@@ -158,6 +160,10 @@ def test_every_engine_with_barriers_tells_of_them(reports: ModuleType, engine: A
         assert len(parents) == after["n"] and max(parents) < step["n"]
     assert any("parents" in step for step in steps)
     assert len(state["particles"]["leaf"]) == len(post)
+    post.save(tmp_path / "p.jsonl")
+    loaded = reports.state_of(report_page(Posterior.load(tmp_path / "p.jsonl"), land=False))
+    assert [s["ess"] for s in loaded["steps"]] == [s["ess"] for s in steps]
+    assert loaded["whose"] == state["whose"] and loaded["told"] is not chain
 
 
 @program
