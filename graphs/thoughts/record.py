@@ -10,6 +10,7 @@ graph stands there as a derived value at its own address.
 | `critical_path(w)` | the nodes of such a path |
 | `rounds`, `sequential_rounds` | the two for w = strings drawn or scored one after another |
 | `speedup(w)` | total / critical, what parallel hardware can gain at most |
+| `to_networkx()` | a networkx DiGraph, to draw it |
 
 Inside a node what it does in parallel itself (a plate, a graph) counts by its own critical path.
 
