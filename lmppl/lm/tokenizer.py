@@ -76,8 +76,9 @@ class HFTokenizer:
         unknown = set() if _byte_level(spec) else set(_maybe(fast.unk_token_id)) - self.eos_ids
         self._never = self.special_ids - unknown
         self.bos_id = _leading_bos(fast)
-        self._bytes = _all_bytes(self._text, spec, added, self.special_ids, width)
-        self.missing_ids = [i for i in range(width) if self._text.id_to_token(i) is None]
+        shown = [self._text.id_to_token(i) for i in range(width)]
+        self._bytes = _all_bytes(shown, _byte_level(spec), added, self.special_ids)
+        self.missing_ids = [i for i, token in enumerate(shown) if token is None]
         """Ids that the model scores and no token has."""
         self._special_text = {i: self._text.id_to_token(i) or "" for i in self.special_ids}
         if self.size > width:
@@ -281,17 +282,15 @@ def _byte_level(spec: Mapping[str, Any]) -> bool:
 
 
 def _all_bytes(
-    backend: Any,
-    spec: dict[str, Any],
+    shown: Sequence[str | None],
+    byte_level: bool,
     added: Mapping[int, str],
     special: frozenset[int],
-    width: int,
 ) -> tuple[bytes, ...]:
-    byte_level = _byte_level(spec)
+    """The bytes of every id, from how the vocabulary shows it."""
     byte_of = byte_alphabet().__getitem__
     out: list[bytes] = []
-    for i in range(width):
-        token = backend.id_to_token(i)
+    for i, token in enumerate(shown):
         if token is None or i in special:
             out.append(b"")
         elif i in added:

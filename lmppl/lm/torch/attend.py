@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,39 @@ UNKNOWN = ("s_aux", "position_bias")
 """Arguments of attention functions that change the scores in ways `attend` does not know."""
 FEW = 8
 """New tokens per row up to which the columns are read in place, not joined."""
+
+
+class Current(Protocol):
+    """What the layers of a model meet during a pass: a `Pass`, or a workspace of `torch/buckets`."""
+
+    heard: dict[int, int]
+    """The sliding window that each layer attended with (0: none)."""
+
+    @property
+    def width(self) -> int:
+        """Q, new tokens per row."""
+
+    @property
+    def start(self) -> int:
+        """Length of some row so far."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Of the new tokens [b, Q]."""
+
+    @property
+    def gather(self) -> Tensor:
+        """Positions of the flattened [b · Q] hidden states whose next-token scores are wanted."""
+
+    @property
+    def parts(self) -> Sequence[Reading]:
+        """The columns that are read."""
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Keep the new keys and values [b, kv_heads, Q, d] of a layer."""
+
+    def bias(self, window: int, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores [b, 1, Q, slots]: 0 where visible, else -inf; or None."""
 
 
 @dataclass(eq=False)
@@ -67,6 +100,7 @@ class Pass:
             self.slot = torch.from_numpy(fill[:, None] + np.arange(self.width)).to(device)
         self.columns: list[Column] = []
         self.parts: list[Reading] = []
+        self.start = int(lens[0])
         starts = []
         self.total = 0
         for c, start in zip(self.block.columns, self.block.starts, strict=True):
@@ -114,8 +148,13 @@ class Pass:
         bias = torch.zeros(seen.shape, dtype=dtype, device=hidden.device)
         return bias.masked_fill_(hidden, -torch.inf)[:, None]
 
-    def write(self, new: Tensor, into: Tensor) -> None:
-        """Put new keys or values [b, kv_heads, Q, d] into their slots of pages."""
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Put new keys and values [b, kv_heads, Q, d] into their slots of pages."""
+        pages = self.written.pages
+        self._write(key, pages.keys[layer])
+        self._write(value, pages.values[layer])
+
+    def _write(self, new: Tensor, into: Tensor) -> None:
         if self.aligned and self.straight:
             hi, end = self.lo + len(self.rows), self.first + self.width
             into[self.lo : hi, :, self.first : end] = new
@@ -128,7 +167,7 @@ class Pass:
 
 
 class _Active(threading.local):
-    current: Pass | None = None
+    current: Current | None = None
 
 
 ACTIVE = _Active()
@@ -144,7 +183,7 @@ class PagedCache:
     is_dummy: Sequence[bool] = ()
     layers: Sequence[Any] = ()
 
-    def __init__(self, current: Pass) -> None:
+    def __init__(self, current: Current) -> None:
         """Write for this pass."""
         self.current = current
 
@@ -152,14 +191,12 @@ class PagedCache:
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of one layer; `attend` reads the pages itself."""
-        pages = self.current.written.pages
-        self.current.write(key_states, pages.keys[layer_idx])
-        self.current.write(value_states, pages.values[layer_idx])
+        self.current.store(layer_idx, key_states, value_states)
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length so far (of some row); positions are given explicitly."""
-        return int(self.current.own[0, 0])
+        return self.current.start
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """The same."""
@@ -200,9 +237,9 @@ def attend(
     window, cap = int(kwargs.get("sliding_window") or 0), kwargs.get("softcap")
     layer = int(module.layer_idx)
     current.heard[layer] = window
-    if current.same and cap is not None:
-        raise NotImplementedError("deterministic attention with softcap")
-    if current.same:
+    if isinstance(current, Pass) and current.same:
+        if cap is not None:
+            raise NotImplementedError("deterministic attention with softcap")
         from lmppl.lm.torch.same import attend_same
 
         return attend_same(current, layer, query, scale, window).transpose(1, 2), None
@@ -215,7 +252,7 @@ def attend(
 
 
 def _over_joined(
-    current: Pass, layer: int, query: Tensor, bias: Tensor | None, scale: float
+    current: Current, layer: int, query: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
     """Many new tokens per row: the fused kernel, on keys and values joined per row."""
     keys = [p.expanded(p.pages.keys[layer]) for p in current.parts]
@@ -228,7 +265,12 @@ def _over_joined(
 
 
 def _over_pages(
-    current: Pass, layer: int, query: Tensor, bias: Tensor | None, scale: float, cap: float | None
+    current: Current,
+    layer: int,
+    query: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    cap: float | None,
 ) -> Tensor:
     """Few new tokens per row: every row of pages is read where it is, once."""
     parts = current.parts

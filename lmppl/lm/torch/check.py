@@ -1,16 +1,19 @@
-"""The start-up probe of a loaded model: are its log-probabilities fit to make weights of?"""
+"""Start-up probes of a loaded model: are its log-probabilities fit to make weights of?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from lmppl.errors import LmpplError
+from lmppl.errors import CapabilityError, LmpplError
 from lmppl.lm.base import LanguageModel
+from lmppl.lm.torch.buckets import Buckets
+from lmppl.lm.torch.cache import Block
+from lmppl.lm.torch.network import Network
 from lmppl.lm.torch.store import RetainedRows
 from lmppl.types import Ids
 
@@ -65,3 +68,46 @@ def self_check(lm: TorchLM, text: str = TEXT) -> dict[str, float]:
             fix="load the model with dtype=torch.float32; report the architecture if it persists",
         )
     return found
+
+
+def pad_steps(network: Network, wanted: bool | Literal["auto"], budget: int) -> None:
+    """Let single steps be computed in padded shapes (`torch/buckets`) where they reproduce plain ones.
+
+    Args:
+        network: of the model.
+        wanted: "auto" means on CUDA, and without a word where they do not.
+        budget: bytes of all workspaces.
+
+    Raises:
+        CapabilityError: they are wanted, and cannot be had.
+    """
+    if wanted is False or (wanted == "auto" and network.device.type != "cuda"):
+        return
+    reason: str | None = "only passes over pages whose sums may take any order can be padded"
+    if network.engine == "slots" and not network.same:
+        reason = _padded(network, budget)
+    if reason is not None:
+        network.buckets = None
+        network.reasons.append(f"buckets: {reason}")
+        if wanted is True:
+            raise CapabilityError(
+                "the steps of this model cannot be padded", value=reason, fix="leave buckets out"
+            )
+
+
+def _padded(network: Network, budget: int) -> str | None:
+    """Try two steps of three rows in both ways; why padded ones are none, or None."""
+    ids = tuple((7919 * i + 11) % network.width for i in range(10))
+    block, rows = Block.empty(network.layout, 3), np.arange(3)
+    network.forward(block, rows, [ids[:5], ids[:2], ids[:7]], [[], [], []], 8)
+    twin, tokens = block.take(rows), np.array([ids[7:8], ids[8:9], ids[9:10]])
+    try:
+        plain = torch.cat([network.step(twin, tokens), network.step(twin, tokens)])
+        network.buckets = Buckets(network.compute, network.layout, budget)
+        found = torch.cat([network.step(block, tokens), network.step(block, tokens)])
+    except Exception as error:  # whatever the capture of a graph raises, plain steps go on
+        return f"{type(error).__name__}: {error}"
+    likely = torch.log_softmax(plain, dim=1)
+    gap = (torch.log_softmax(found, dim=1) - likely)[likely > -12.0].abs().max().item()
+    bound = BOUND if network.dtype == torch.float32 else HALF_BOUND
+    return None if gap <= bound else f"log-probabilities differ by {gap:.3g}"

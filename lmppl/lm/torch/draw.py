@@ -9,7 +9,7 @@ The law is that of `lmppl.lm.base.TokenLaw`; `lmppl.lm.table.token_law` is its r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,8 @@ from lmppl.lm.torch.noise import gumbel_max
 from lmppl.random import BLOCK, WIDE, Argmax, Chance, GumbelMax
 from lmppl.types import Bools, Floats, Ints, Keys
 
+Restriction = Callable[[Tensor], Tensor]
+"""Log-weights [B, V] without what is forbidden, or times a potential."""
 NEG_INF = float("-inf")
 FIRST_LOOK = 256
 """How many of the largest entries nucleus sampling sorts at first."""
@@ -130,12 +132,29 @@ class Logits:
         self, keys: Keys, laws: Sequence[TokenLaw], mask: Bools | None, chance: Chance
     ) -> Drawn:
         """One token per row with its log p and log q; see `Rows.draw`."""
+        if mask is None:
+            return self._drawn(keys, laws, None, chance)
+        blocked = torch.from_numpy(~mask).to(self.scores.device)
+        return self._drawn(keys, laws, lambda x: x.masked_fill(blocked, NEG_INF), chance)
+
+    def draw_tilted(
+        self, keys: Keys, laws: Sequence[TokenLaw], weights: Floats, which: Ints, chance: Chance
+    ) -> Drawn:
+        """The same from law · weights; see `Rows.draw_tilted`."""
+        tilt = torch.from_numpy(weights).to(self.scores.dtype).to(self.scores.device)
+        if len(tilt) > 1:  # one row of weights serves all rows as it is
+            tilt = tilt.index_select(0, as_index(which, tilt.device))
+        return self._drawn(keys, laws, tilt.add, chance)
+
+    def _drawn(
+        self, keys: Keys, laws: Sequence[TokenLaw], restrict: Restriction | None, chance: Chance
+    ) -> Drawn:
         if list(laws).count(laws[0]) == len(laws):  # compared by identity first: one look for all
             kinds = laws[:1]
         else:
             kinds = laws
         target, target_norm = self.tempered([law.target_temperature for law in kinds])
-        x = self._proposal(laws, kinds, mask, target, target_norm)
+        x = self._proposal(laws, kinds, restrict, target, target_norm)
         norm = target_norm if x is target else normalise(x)
         tokens = self._choose(x, norm, keys, chance)
         logq = norm.of(x, tokens)
@@ -158,13 +177,13 @@ class Logits:
         self,
         laws: Sequence[TokenLaw],
         kinds: Sequence[TokenLaw],
-        mask: Bools | None,
+        restrict: Restriction | None,
         target: Tensor,
         target_norm: Normaliser,
     ) -> Tensor:
         """Unnormalised log q [B, V]; the target tensor itself when both laws are the same.
 
-        `kinds` are the laws of the rows, or the one law of all.
+        `kinds` are the laws of the rows, or the one law of all; `restrict` is a mask, or weights.
         """
         if all(law.temperature == law.target_temperature for law in kinds):
             warm = target
@@ -181,12 +200,11 @@ class Logits:
             mixed = [b for b, law in enumerate(laws) if law.mixture > 0.0]
         if mixed:
             x = _mix(x, mixed, [laws[b].mixture for b in mixed], target, target_norm)
-        if mask is not None:
-            blocked = torch.from_numpy(~mask).to(x.device)
-            inside = x.masked_fill(blocked, NEG_INF)
-            if cut:  # a truncation that excludes every allowed id gives way to the mask
+        if restrict is not None:
+            inside = restrict(x)
+            if cut:  # a truncation that excludes every allowed id gives way
                 lost = inside.amax(dim=1, keepdim=True) == NEG_INF
-                inside = torch.where(lost, warm.masked_fill(blocked, NEG_INF), inside)
+                inside = torch.where(lost, restrict(warm), inside)
             x = inside
         return x
 
@@ -274,11 +292,6 @@ def _mix(
 
 def _host(x: Tensor) -> Floats:
     return np.asarray(x.detach().cpu().numpy(), dtype=np.float64)
-
-
-def to_host(x: Tensor) -> Floats:
-    """Float64 on the host."""
-    return _host(x)
 
 
 def as_index(rows: Ints, device: torch.device) -> Tensor:

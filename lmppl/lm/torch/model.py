@@ -37,7 +37,7 @@ from lmppl.lm.tokenizer import HFTokenizer
 from lmppl.lm.torch import files as torch_files
 from lmppl.lm.torch import lora as torch_lora
 from lmppl.lm.torch.cache import Block
-from lmppl.lm.torch.check import TEXT, batch_gap, self_check
+from lmppl.lm.torch.check import TEXT, batch_gap, pad_steps, self_check
 from lmppl.lm.torch.draw import Logits
 from lmppl.lm.torch.lora import Adapter
 from lmppl.lm.torch.memory import keep_freed_memory
@@ -81,6 +81,8 @@ class TorchLM(Tokenized):
         adapters: folders of LoRA adapters by name; see `adapter`.
         deterministic: whether a row must have the same bits in every batch, so that a string has
             the same tokens whatever is drawn beside it; on the CPU in float32 (see `torch/same`).
+        buckets: whether single steps are computed in padded shapes, on CUDA as captured graphs (see
+            `torch/buckets`); "auto": on CUDA, where that reproduces plain steps.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class TorchLM(Tokenized):
         engine: Engine | Literal["auto"] = "auto",
         adapters: Mapping[str, str | Path] | None = None,
         deterministic: bool = False,
+        buckets: bool | Literal["auto"] = "auto",
     ) -> None:
         """Wrap a loaded model; see `load` for models by name."""
         self.threads = threads
@@ -131,6 +134,8 @@ class TorchLM(Tokenized):
         self.store = RetainedRows(retained_bytes(self.device) if kv_bytes is None else kv_bytes)
         self.live_bytes = kv_bytes or free_memory(self.device) // 2
         """Memory for keys and values of a batch that runs."""
+        with self.computing(), one_thread():
+            pad_steps(self.network, buckets, self.live_bytes // 4)
         scores = max(64, SCORE_BYTES // (4 * self.vocab_size))
         self.limits = Limits(1024 if on_cpu else 16384, scores, WASTE)
         absent = self.tokenizer.missing_ids
@@ -157,7 +162,7 @@ class TorchLM(Tokenized):
             device: "cuda", "mps" or "cpu"; None takes the first of these that exists.
             dtype: a torch dtype or its name; None means bfloat16 on CUDA and float32 elsewhere.
             name: what the ledger calls it; None takes the folder's name.
-            options: source, threads, kv_bytes, engine, adapters, deterministic: see the class.
+            options: source, threads, kv_bytes, engine, adapters, deterministic, buckets: see the class.
         """
         folder = Path(path)
         model, tokenizer = torch_files.read(folder, device, dtype)
@@ -178,8 +183,8 @@ class TorchLM(Tokenized):
                 fix=f'load it with adapters={{"{name}": "folder"}}',
             )
         new = copy.copy(self)
-        new.network = copy.copy(self.network)
-        new._forget_usage()
+        new.network = self.network.twin()
+        new.usage = new.network.usage
         new._adapter = self._adapters[name]
         new.name = f"{self.name}+{name}"
         new.store = RetainedRows(self.store.budget)

@@ -11,6 +11,7 @@ positions, masks or state is found out here and not in somebody's posterior.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from lmppl.errors import BadArgument, CapabilityError
 from lmppl.lm.base import Usage
-from lmppl.lm.torch.attend import ACTIVE, NAME, PagedCache, Pass, register
+from lmppl.lm.torch.attend import ACTIVE, NAME, Current, PagedCache, Pass, register
+from lmppl.lm.torch.buckets import Buckets
 from lmppl.lm.torch.cache import Block
 from lmppl.lm.torch.native import NativeBlock
 from lmppl.lm.torch.pages import Layout, Shape
@@ -68,6 +70,8 @@ class Network:
         self._takes_positions = "position_ids" in names
         self._heard: dict[int, int] = {}
         self.engine: Engine = "recompute"
+        self.buckets: Buckets | None = None
+        """Padded shapes of single steps; None: each step has its own."""
         self._bare_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=self.device)
         with torch.inference_mode(), one_thread():
             self.engine = self._choose(ENGINES if engine == "auto" else (engine,))
@@ -107,16 +111,28 @@ class Network:
     def step(self, block: Block, tokens: Ints) -> Tensor:
         """Append tokens [B, Q] to all rows of a block; the scores [B, V] after the last."""
         count, width = tokens.shape
+        if self.buckets is not None and width == 1:
+            scores = self.buckets.step(block, tokens[:, 0])
+            if scores is not None:
+                self._count(count)
+                return scores
         gather = torch.arange(width - 1, count * width, width, device=self.device)
         current = Pass(block, np.arange(count), width, block.fresh_room(), gather, self.same)
         return self._run(current, tokens, np.full(count, width, dtype=np.int64))
 
     def _run(self, current: Pass, ids: Ints, counts: Ints) -> Tensor:
+        scores = self.compute(current, torch.from_numpy(np.ascontiguousarray(ids)).to(self.device))
+        current.done(counts)
+        self._count(int(counts.sum()))
+        return scores
+
+    def compute(self, current: Current, ids: Tensor) -> Tensor:
+        """One pass of the model: next-token scores [n, V] in float32 where they are wanted."""
         ACTIVE.current = current
         try:
             with same_bits(self.same):
                 out = self.model(
-                    input_ids=torch.from_numpy(np.ascontiguousarray(ids)).to(self.device),
+                    input_ids=ids,
                     attention_mask=self._bare_mask,
                     position_ids=current.positions.clamp(max=self.max_context - 1),
                     use_cache=True,
@@ -125,10 +141,16 @@ class Network:
         finally:
             ACTIVE.current = None
         self._heard = current.heard
-        current.done(counts)
-        self._count(int(counts.sum()))
         scores: Tensor = out.logits[0].float()
         return scores
+
+    def twin(self) -> Network:
+        """The same model with workspaces and a count of its own."""
+        new = copy.copy(self)
+        new.usage = Usage()
+        if self.buckets is not None:
+            new.buckets = Buckets(new.compute, new.layout, self.buckets.budget)
+        return new
 
     # -- the model's own ways ----------------------------------------------------------------
 

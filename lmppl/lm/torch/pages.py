@@ -123,3 +123,13 @@ class Pages:
         for new, old in zip(self.tensors, source.tensors, strict=True):
             piece = old[..., :used, :].index_select(old.ndim - 4, index)
             new[..., at : at + used, :].index_copy_(new.ndim - 4, where, piece)
+
+    def put_one(self, to: Ints, at: Ints, source: Pages, rows: Ints, slots: Ints) -> None:
+        """Copy one slot of each of some rows of other pages: slots[n] of rows[n] to at[n] of to[n]."""
+
+        def index(x: Ints) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(x)).to(self.layout.device)
+
+        owner, slot, theirs, place = index(to), index(at), index(rows), index(slots)
+        for new, old in zip(self.tensors, source.tensors, strict=True):
+            new[..., owner, :, slot, :] = old[..., theirs, :, place, :]

@@ -83,6 +83,15 @@ class TorchRows(Rows):
         with self.lm.computing():
             return self._scores().draw(keys, laws, mask, chance)
 
+    tilts = True
+
+    def draw_tilted(
+        self, keys: Keys, laws: Sequence[TokenLaw], weights: Floats, which: Ints, chance: Chance
+    ) -> Drawn:
+        """The same under a potential; see `Rows.draw_tilted`."""
+        with self.lm.computing():
+            return self._scores().draw_tilted(keys, laws, weights, which, chance)
+
     def log_mass(self, sets: Sequence[Sequence[int]], temperatures: Sequence[float]) -> Floats:
         """Log Σ over each set; see `Rows.log_mass`."""
         with self.lm.computing():

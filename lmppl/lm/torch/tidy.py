@@ -81,7 +81,7 @@ def _own_last_page(block: Block) -> None:
     lens = sum((c.count for c in columns), start=np.zeros(len(block), dtype=np.int64))
     longest = int(lens.max())
     pages = block.layout.zeros(len(block), longest // PAGE * PAGE + PAGE)
-    _fill(pages, columns, rows)
+    fill(pages, columns, rows)
     pages.fill = lens.copy()
     pages.writer = block.token
     block.columns[-short:] = [Column(pages, rows.copy(), lens)]
@@ -135,12 +135,12 @@ def _joined(block: Block, a: Column, b: Column) -> Column:
     keys, owner = _pairs(a, b)
     count = a.count + b.count
     pages = block.layout.zeros(len(keys), int(count.max()))
-    _fill(pages, [a, b], keys)
+    fill(pages, [a, b], keys)
     pages.fill = count[keys]
     return Column(pages, owner, count)
 
 
-def _fill(pages: Pages, columns: list[Column], rows: Ints) -> None:
+def fill(pages: Pages, columns: list[Column], rows: Ints) -> None:
     """Write what these rows of a table have in these columns into the rows of fresh pages."""
     at = np.zeros(len(rows), dtype=np.int64)
     for c in columns:
