@@ -35,6 +35,8 @@ def string_potential(
         automaton: the filter; its tokens are those of the model, its horizon is `max_tokens`. The
             end-of-text token is one of them, and its column says how a text counts that ends.
         rule: whether τ is a part of the target; else the filter is a guide that changes no target.
+            An end-of-text token then counts 1 and is drawn too often: for strings that end by a
+            stop or their length.
         floor: while the rule can still be met, and without it always, a prefix counts at least this part of g of the empty
             string, since a surrogate may call impossible what is rare.
 
