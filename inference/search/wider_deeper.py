@@ -37,7 +37,6 @@ class WiderDeeper(ResultTree):
         fresh: the prior of the scores of fresh results; ν above 2, that a variance exists.
         deeper: the prior of what a step adds.
         seed: the draws of actions are functions of it.
-        virtual: plays no part here: an outstanding trial has a share in what its arm is worth.
 
     >>> tree = WiderDeeper(seed=1)
     >>> for _ in range(30):
@@ -55,10 +54,9 @@ class WiderDeeper(ResultTree):
         fresh: NIX2 = NIX2(0.0, 0.1, 2.5, 0.3),  # noqa: B008
         deeper: NIX2 = NIX2(0.1, 0.5, 4.0, 0.01),  # noqa: B008
         seed: int = 0,
-        virtual: str | float = "mean",
     ) -> None:
         """Nothing tried."""
-        super().__init__(actions, seed=seed, virtual=virtual)
+        super().__init__(actions, seed=seed)
         if min(fresh.nu, deeper.nu) <= 2:
             raise BadArgument(
                 "WiderDeeper: ν of a prior must be above 2",
