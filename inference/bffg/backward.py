@@ -4,8 +4,9 @@
     m_s = k~_s g_s at the parent                                                 pull back
     log h~ = Σ scales + Σ_roots log (k~ g)                                       guide's evidence
 
-A chain is one `lax.scan`, a tree or DAG one `vmap` per level and kind. Every g is divided by its
-scale, which is kept as a logarithm, so that the stored numbers are of order one in float32.
+A chain is one `lax.scan`, a long linear-Gaussian one √T of them at once (`segments.py`); a tree or
+DAG goes level by level, alike levels in one `scan` (`schedule.py`). Every g is divided by its scale,
+which is kept as a logarithm, so that the stored numbers are of order one in float32.
 
 Anchors are the points about which messages are kept and kernels linearised: the path without
 noise, then `refine(k)` times the guided path without noise. They may depend on data and
@@ -22,9 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from lmppl.errors import BadArgument
-from lmppl.inference.bffg.kernels import has, missing, resolve, step
+from lmppl.inference.bffg.kernels import has, missing
 from lmppl.inference.bffg.messages import Array, Message, add, pairwise_sum, with_anchor
-from lmppl.inference.bffg.model import Bucket, Model, Point, rows
+from lmppl.inference.bffg.model import Model, Point, edge, rows, source
+from lmppl.inference.bffg.paths import mean_path, over_levels, parent_rows, prior_path
+from lmppl.inference.bffg.schedule import Bucket, Lanes, Run
+from lmppl.inference.bffg.segments import LONG, filter_in_blocks
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,11 @@ class BackwardFilter:
         data: the observations [m, …].
         anchors: a point per node [n, …].
         g: fused messages, divided by their scales [n, …].
-        m: messages to the parents, as stored [edges, …], in the order of the buckets.
-        root: log (k~ g) of each root, in the order of the buckets.
-        log_scale: Σ of the scales [].
+        m: messages to the parents, as stored: of a chain one stack [n - 1, …]; of a graph, for each
+            run after the first, its buckets [levels, lanes, …].
+        root: log (k~ g) of the roots, a stack for each bucket.
+        scales: log of what each g is divided by [n].
+        rest: g without what adaptive colliders send to their last parents, and not divided.
         inflate: variance added to the surrogates [].
         model: the model.
     """
@@ -64,14 +70,15 @@ class BackwardFilter:
     g: Any
     m: Any
     root: Any
-    log_scale: Array
+    scales: Array
+    rest: Any
     inflate: Array | None
     model: Model = field(metadata={"static": True})
 
     @property
     def log_evidence(self) -> Array:
         """log h~: the evidence under the surrogates; log p(data) when they are exact."""
-        return self.log_scale + sum(jnp.sum(r) for r in self.root)
+        return pairwise_sum(self.scales) + sum(jnp.sum(r) for r in self.root)
 
 
 def backward(
@@ -116,10 +123,10 @@ def _refined(model: Model, data: Array, params: Any, inflate: Any, rounds: int) 
     if rounds > 0:
         at = (
             jax.lax.fori_loop(
-                0, rounds, lambda _, a: guided_path(_backward(model, data, params, inflate, a)), at
+                0, rounds, lambda _, a: mean_path(_backward(model, data, params, inflate, a)), at
             )
             if rounds > 1
-            else guided_path(bf)
+            else mean_path(bf)
         )
         bf = _backward(model, data, params, inflate, at)
     return bf
@@ -128,22 +135,9 @@ def _refined(model: Model, data: Array, params: Any, inflate: Any, rounds: int) 
 @partial(jax.jit, static_argnums=0)
 def _backward(model: Model, data: Array, params: Any, inflate: Any, at: Array) -> BackwardFilter:
     acc = leaf_messages(model, data, params, at)
-    if model.is_chain:
-        g, m, root, scales = _chain(model, params, inflate, at, acc)
-    else:
-        g, m, root, scales = _levels(model, params, inflate, at, acc)
-    return BackwardFilter(params, data, at, g, m, root, pairwise_sum(scales), inflate, model)
-
-
-def edge(model: Model, kind: str, params: Any, cov: Any, anchor: Any, inflate: Any) -> Any:
-    """The kernel of an edge and its surrogate."""
-    kernel, k_tilde = resolve(model.kernels[kind](params, cov), anchor)
-    return kernel, k_tilde if inflate is None else k_tilde.inflated(inflate)
-
-
-def source() -> Array:
-    """The state of the parent that roots do not have."""
-    return jnp.zeros((0,))
+    filter_ = _chain if model.is_chain else _levels
+    g, m, root, scales, rest = filter_(model, params, inflate, at, acc)
+    return BackwardFilter(params, data, at, g, m, root, scales, rest, inflate, model)
 
 
 def leaf_messages(model: Model, data: Array, params: Any, at: Array) -> Any:
@@ -168,19 +162,17 @@ def model_leaf_covariates(model: Model) -> Any:
 
 def family(model: Model, params: Any, at: Array) -> Any:
     """The message 1 of the model's family."""
-    for bucket in reversed(model.buckets):
-        node = int(bucket.nodes[0])
-        pa = bucket.parents[0]
-        anchor = at[pa[0]] if len(pa) == 1 else at[pa] if len(pa) else source()
-        _, k_tilde = edge(model, bucket.kind, params, model.covariate(node), anchor, None)
+    for kind, node in reversed(dict(zip(model.kinds, range(model.n), strict=True)).items()):
+        anchor = parent_rows(at, jnp.asarray(model.parents[node], dtype=int))
+        _, k_tilde = edge(model, kind, params, model.covariate(node), anchor, None)
         if not isinstance(k_tilde, Point):
             return k_tilde.one()
     raise BadArgument("a model of fixed values alone has no messages")
 
 
 def scatter(acc: Any, nodes: Any, messages: Any) -> Any:
-    """Multiply messages into those of their nodes; anchors are the nodes' own."""
-    out = jax.tree.map(lambda a, b: a.at[nodes].add(b.astype(a.dtype)), acc, messages)
+    """Multiply messages into those of their nodes; anchors are the nodes' own, index n is nobody."""
+    out = jax.tree.map(lambda a, b: a.at[nodes].add(b.astype(a.dtype), mode="drop"), acc, messages)
     return with_anchor(out, acc)
 
 
@@ -198,6 +190,7 @@ def _pull(
 
 
 def _chain(model: Model, params: Any, inflate: Any, at: Array, acc: Any) -> Any:
+    """g, m, root and scales of a chain; it has no colliders."""
     kind = model.kinds[1]
     last = jax.tree.map(lambda a: a[-1], acc).one()
 
@@ -207,113 +200,70 @@ def _chain(model: Model, params: Any, inflate: Any, at: Array, acc: Any) -> Any:
         up = _pull(model, kind, params, cov, g, a, inflate, 1)
         return up, (g, up, scale)
 
-    inner = jax.tree.map(lambda a: a[1:], (acc, model.covariate(slice(None))))
-    m0, (g, m, scales) = jax.lax.scan(back, last, (*inner, at[:-1]), reverse=True)
+    def prepend(segment: Any, xs: Any) -> Any:
+        leaf, cov, a = xs
+        return segment.before(edge(model, kind, params, cov, a, inflate)[1], leaf, a)
+
+    xs = (jax.tree.map(lambda a: a[1:], acc), model.covariate(slice(1, None)), at[:-1])
+    _, k_tilde = edge(model, kind, params, model.covariate(1), at[0], inflate)
+    empty = k_tilde.segment(last) if model.n > LONG else None
+    if empty is None:
+        m0, (g, m, scales) = jax.lax.scan(back, last, xs, reverse=True)
+    else:
+        m0, (g, m, scales) = filter_in_blocks(back, prepend, empty, last, xs)
     scale, g0 = add(jax.tree.map(lambda a: a[0], acc), m0).normalize()
     root = _pull(model, model.kinds[0], params, model.covariate(0), g0, source(), inflate, 0)
     g = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), g0, g)
-    return g, (m,), (root[None],), jnp.concatenate([scale[None], scales])
+    return g, (m,), (root[None],), jnp.concatenate([scale[None], scales]), None
 
 
 def _levels(model: Model, params: Any, inflate: Any, at: Array, acc: Any) -> Any:
+    """g, m, root, scales and rest of a graph."""
     scales = jnp.zeros(model.n, at.dtype if jnp.issubdtype(at.dtype, jnp.floating) else None)
-    ms: list[Any] = []
-    roots: list[Any] = []
-    for bucket in reversed(model.buckets):
-        p = bucket.parents.shape[1]
-        scale, g = jax.vmap(lambda m: m.normalize())(rows(acc, bucket.nodes))
-        acc = jax.tree.map(lambda a, b, nodes=bucket.nodes: a.at[nodes].set(b), acc, g)
-        scales = scales.at[bucket.nodes].set(scale)
-        up = _pull_bucket(model, bucket, params, inflate, at, g)
-        if p == 0:
-            roots.append(up)
+    carry = (acc, scales, acc if model.adaptive else None)
+    ms = []
+    for run in reversed(model.runs):
+        level = partial(_level, model, params, inflate, at, run)
+        carry, ups = over_levels(level, carry, tuple(b.lanes for b in run), run, reverse=True)
+        ms.append(ups)
+    g, scales, rest = carry
+    root, *ms = reversed(ms)
+    return g, tuple(ms), tuple(r[0] for r in root), scales, rest
+
+
+def _level(
+    model: Model, params: Any, inflate: Any, at: Array, run: Run, carry: Any, lanes: Any
+) -> Any:
+    acc, scales, rest = carry
+    ups = []
+    for bucket, lane in zip(run, lanes, strict=True):
+        # Fuse
+        scale, g = jax.vmap(lambda m: m.normalize())(rows(acc, lane.nodes))
+        acc = jax.tree.map(lambda a, b, at=lane.into: a.at[at].set(b, mode="drop"), acc, g)
+        scales = scales.at[lane.into].set(scale, mode="drop")
+        # Pull back
+        up = _pull_bucket(model, bucket, lane, params, inflate, at, g)
+        ups.append(up)
+        if bucket.p == 0:
             continue
-        ms.append(up)
-        flat = up if p == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), up)
-        acc = scatter(acc, bucket.parents.reshape(-1), flat)
-    return acc, tuple(reversed(ms)), tuple(reversed(roots)), scales
+        to = jnp.where(lane.into[:, None] < model.n, lane.parents, model.n)
+        acc = scatter(acc, to.reshape(-1), _each(up, bucket.p))
+        if rest is not None:
+            to = to if bucket.last < 0 else to.at[:, bucket.last].set(model.n)
+            rest = scatter(rest, to.reshape(-1), _each(up, bucket.p))
+    return (acc, scales, rest), tuple(ups)
 
 
-def parent_rows(values: Array, bucket: Bucket) -> Array:
-    """The states of the parents: [b, …], of colliders [b, p, …], of roots [b, 0]."""
-    p = bucket.parents.shape[1]
-    if p == 0:
-        return jnp.zeros((len(bucket.nodes), 0))
-    return values[bucket.parents[:, 0]] if p == 1 else values[bucket.parents]
+def _each(up: Any, p: int) -> Any:
+    """Messages, one row for each parent of each node."""
+    return up if p == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), up)
 
 
-def _pull_bucket(model: Model, bucket: Bucket, params: Any, inflate: Any, at: Array, g: Any) -> Any:
-    p = bucket.parents.shape[1]
+def _pull_bucket(
+    model: Model, bucket: Bucket, lanes: Lanes, params: Any, inflate: Any, at: Array, g: Any
+) -> Any:
+    def one(lane: Lanes, g: Any) -> Any:
+        cov, a = model.covariate(lane.nodes), parent_rows(at, lane.parents)
+        return _pull(model, bucket.kind, params, cov, g, a, inflate, bucket.p)
 
-    def one(cov: Any, g: Any, a: Array) -> Any:
-        return _pull(model, bucket.kind, params, cov, g, a, inflate, p)
-
-    return jax.vmap(one)(model.covariate(bucket.nodes), g, parent_rows(at, bucket))
-
-
-def prior_path(model: Model, params: Any) -> Array:
-    """The path without noise [n, …]."""
-
-    def one(kind: str, cov: Any, x: Array) -> Array:
-        kernel = true_kernel(model, kind, params, cov)
-        return kernel.forward(x, jnp.zeros(kernel.noise))
-
-    return _path(model, one)
-
-
-def prior_sweep(model: Model, params: Any, noise: Any) -> Array:
-    """The path of given noise under the true kernels [n, …]."""
-
-    def one(kind: str, cov: Any, x: Array, z: Array) -> Array:
-        return true_kernel(model, kind, params, cov).forward(x, z)
-
-    return _path(model, one, noise=noise)
-
-
-def true_kernel(model: Model, kind: str, params: Any, cov: Any) -> Any:
-    """The kernel of a kind, without its guess."""
-    found = model.kernels[kind](params, cov)
-    return getattr(found, "kernel", found)
-
-
-def guided_path(bf: BackwardFilter) -> Array:
-    """The guided path without noise [n, …]: new anchors, which need no inverse of H."""
-    model = bf.model
-
-    def one(kind: str, cov: Any, x: Array, g: Any, a: Array) -> Array:
-        kernel, k_tilde = edge(model, kind, bf.params, cov, a, bf.inflate)
-        return step(kernel, k_tilde, g, x, jnp.zeros(kernel.noise))[0]
-
-    return _path(model, one, bf)
-
-
-def _path(model: Model, one: Any, bf: BackwardFilter | None = None, noise: Any = None) -> Array:
-    """A forward sweep of a function of the parent's state."""
-    if model.is_chain:
-        first, kind = model.kinds[0], model.kinds[1]
-        extra: tuple[Any, ...] = () if bf is None else (rows(bf.g, 0), source())
-        extra += () if noise is None else (noise[first][0],)
-        x0 = one(first, model.covariate(0), source(), *extra)
-
-        def move(x: Array, xs: Any) -> Any:
-            y = one(kind, xs[0], x, *xs[1:]).astype(x.dtype)
-            return y, y
-
-        inner = jax.tree.map(lambda a: a[1:], model.covariate(slice(None)))
-        more: tuple[Any, ...] = ()
-        if bf is not None:
-            more += (rows(bf.g, slice(1, None)), bf.anchors[:-1])
-        if noise is not None:
-            more += (noise[kind] if kind != first else noise[kind][1:],)
-        _, xs = jax.lax.scan(move, x0, (inner, *more), length=model.n - 1)
-        return jnp.concatenate([x0[None], xs])
-    x: Any = None
-    for bucket in model.buckets:
-        pa = parent_rows(x, bucket) if x is not None else jnp.zeros((len(bucket.nodes), 0))
-        extra = () if bf is None else (rows(bf.g, bucket.nodes), parent_rows(bf.anchors, bucket))
-        extra += () if noise is None else (noise[bucket.kind][bucket.slots],)
-        found = jax.vmap(partial(one, bucket.kind))(model.covariate(bucket.nodes), pa, *extra)
-        if x is None:
-            x = jnp.zeros((model.n, *found.shape[1:]), found.dtype)
-        x = x.at[bucket.nodes].set(found)
-    return x
+    return jax.vmap(one)(lanes, g)

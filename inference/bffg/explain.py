@@ -9,26 +9,35 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lmppl.inference.bffg.backward import BackwardFilter, prior_path, source
+from lmppl.inference.bffg.backward import BackwardFilter
 from lmppl.inference.bffg.forward import exact_leaves, forward, noise_shapes
 from lmppl.inference.bffg.kernels import RUNGS, before_draw, resolve, rung
-from lmppl.inference.bffg.messages import Array, Table
-from lmppl.inference.bffg.model import Bucket, Model, Point
+from lmppl.inference.bffg.messages import Table
+from lmppl.inference.bffg.model import Model, Point
+from lmppl.inference.bffg.paths import parent_rows, prior_path
 
 
-def _edge_types(model: Model, bucket: Bucket, params: Any) -> dict[str, Any]:
-    """Kernel, surrogate, family and rung of a bucket."""
+def _alike(model: Model) -> dict[tuple[str, int], list[int]]:
+    """Nodes of the same kind and number of parents."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for s, (kind, pa) in enumerate(zip(model.kinds, model.parents, strict=True)):
+        found.setdefault((kind, len(pa)), []).append(s)
+    return found
+
+
+def _edge_types(model: Model, node: int, params: Any) -> dict[str, Any]:
+    """Kernel, surrogate, family and rung of a node."""
     found: dict[str, Any] = {}
-    p = bucket.parents.shape[1]
+    kind, p = model.kinds[node], len(model.parents[node])
 
     def look(params: Any) -> Any:
-        at = prior_path(model, params)
-        pa = bucket.parents[0]
-        anchor: Array = source() if p == 0 else at[pa[0]] if p == 1 else at[pa]
-        cov = model.covariate(int(bucket.nodes[0]))
-        made = model.kernels[bucket.kind](params, cov)
+        pa = jnp.asarray(model.parents[node], dtype=int)
+        anchor = parent_rows(prior_path(model, params), pa)
+        cov = model.covariate(node)
+        made = model.kernels[kind](params, cov)
         kernel, k_tilde = resolve(made, anchor)
         # a fixed root has no family of its own, and none is needed: its weight is 1
         g = None if isinstance(k_tilde, Point) else k_tilde.one()
@@ -48,7 +57,7 @@ def _edge_types(model: Model, bucket: Bucket, params: Any) -> dict[str, Any]:
 
 def is_exact(model: Model, params: Any = None) -> bool:
     """Whether the weights are constant by construction, so that noise need not be explored."""
-    edges = all(_edge_types(model, bucket, params)["exact"] for bucket in model.buckets)
+    edges = all(_edge_types(model, nodes[0], params)["exact"] for nodes in _alike(model).values())
     return edges and exact_leaves(model, params)
 
 
@@ -65,19 +74,11 @@ def explain(
     """
     lines = []
     shapes = noise_shapes(model, params)
-    seen: set[tuple[str, int]] = set()
-    for bucket in model.buckets:
-        p = bucket.parents.shape[1]
-        if (bucket.kind, p) in seen:
-            continue
-        seen.add((bucket.kind, p))
-        t = _edge_types(model, bucket, params)
-        count = sum(
-            len(b.nodes) for b in model.buckets if (b.kind, b.parents.shape[1]) == (bucket.kind, p)
-        )
-        noise = int(np.prod(shapes[bucket.kind][1:], dtype=int))
+    for (kind, p), nodes in _alike(model).items():
+        t = _edge_types(model, nodes[0], params)
+        noise = int(np.prod(shapes[kind][1:], dtype=int))
         told = [
-            f"{bucket.kind} ({count} x, {p} parent{'s' if p != 1 else ''})",
+            f"{kind} ({len(nodes)} x, {p} parent{'s' if p != 1 else ''})",
             f"{t['kernel']} <- {t['surrogate']}",
             f"message {t['family']}",
             f"rung {t['rung']} ({RUNGS[t['rung']]})",
@@ -89,7 +90,11 @@ def explain(
             else "weight after draw",
         ]
         if p > 1:
-            told.append("collider: one factor per parent, corrected once")
+            told.append(
+                "collider: the last parent is guided by the others"
+                if model.adaptive
+                else "collider: one factor per parent, corrected once"
+            )
         lines.append("  ".join(told))
     if model.leaf is not None and len(model.observed):
         exact = exact_leaves(model, params)
@@ -107,7 +112,12 @@ def explain(
     end = f"model: {'collapsible, weights are constant' if exact else 'not collapsible'}; {total} noise numbers"
     if bf is not None and pilot:
         guided = forward(bf, 0, n=pilot)
-        end += f"; ESS pilot {guided.ess / pilot:.2f}, unguided {unguided_ess(bf, pilot):.2f}"
+        with_guide, without = guided.ess / pilot, unguided_ess(bf, pilot)
+        end += f"; ESS pilot {with_guide:.2f}, unguided {without:.2f}"
+        if with_guide < without:
+            lines.append(
+                "WARNING the guide is worse than none: it is too sure of itself; use inflate="
+            )
     return "\n".join([*lines, end])
 
 

@@ -22,17 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.bffg.backward import (
-    BackwardFilter,
-    backward,
-    edge,
-    model_leaf_covariates,
-    parent_rows,
-    source,
-)
+from lmppl.inference.bffg.backward import BackwardFilter, backward, model_leaf_covariates
 from lmppl.inference.bffg.kernels import before_draw, resolve, rung, score, step
 from lmppl.inference.bffg.messages import Array, pairwise_sum
-from lmppl.inference.bffg.model import Model, rows
+from lmppl.inference.bffg.model import Model, edge, rows
+from lmppl.inference.bffg.paths import sweep
 from lmppl.inference.bffg.result import Guided
 
 Noise = Mapping[str, Array]
@@ -95,24 +89,14 @@ def stored(m: Any, x: Array) -> Array:
     return m.log_value(x)
 
 
-class _Collider:
-    """Messages to several parents as one function of their stacked states."""
-
-    def __init__(self, parts: Any) -> None:
-        self.parts = parts
-
-    def log_value(self, x: Array) -> Array:
-        return jnp.sum(jax.vmap(lambda m, v: m.log_value(v))(self.parts, x))
-
-
 @jax.jit
 def guided_path(bf: BackwardFilter, noise: Noise) -> tuple[Array, Array]:
     """The path of given noise [n, …], and its log W."""
 
-    def one(kind: str, cov: Any, g: Any, m: Any, x: Array, z: Array, a: Array) -> Any:
+    def visit(kind: str, cov: Any, x: Array, z: Array, g: Any, m: Any, a: Array) -> Any:
         return weight_step(bf, kind, cov, g, m, x, z, a)
 
-    values, logs = sweep(bf, one, noise)
+    values, logs = sweep(bf.model, bf.params, visit, noise, bf)
     return values, bf.log_evidence + logs + leaf_correction(bf, values)
 
 
@@ -120,7 +104,7 @@ def guided_path(bf: BackwardFilter, noise: Noise) -> tuple[Array, Array]:
 def path_score(bf: BackwardFilter, values: Array) -> tuple[Array, Array]:
     """log q and log W of a given path: log W = log p(path, data) - log q(path)."""
 
-    def one(kind: str, cov: Any, g: Any, m: Any, x: Array, y: Array, a: Array) -> Any:
+    def visit(kind: str, cov: Any, x: Array, y: Array, g: Any, m: Any, a: Array) -> Any:
         log_q, log_w = weight_score(bf, kind, cov, g, m, x, y, a)
         return y, jnp.stack([log_q, log_w])
 
@@ -128,51 +112,8 @@ def path_score(bf: BackwardFilter, values: Array) -> tuple[Array, Array]:
         kind: values[np.array([s for s, k in enumerate(bf.model.kinds) if k == kind])]
         for kind in dict.fromkeys(bf.model.kinds)
     }
-    _, logs = sweep(bf, one, by_kind)
+    _, logs = sweep(bf.model, bf.params, visit, by_kind, bf)
     return logs[0], bf.log_evidence + logs[1] + leaf_correction(bf, values)
-
-
-def sweep(bf: BackwardFilter, one: Any, inputs: Mapping[str, Array]) -> tuple[Array, Array]:
-    """A forward pass of `one(kind, cov, g, m, x, input, anchor) -> (y, log)`; logs are summed."""
-    model = bf.model
-    if model.is_chain:
-        first, kind = model.kinds[0], model.kinds[1]
-        x0, log0 = one(
-            first, model.covariate(0), rows(bf.g, 0), bf.root[0][0], source(),
-            inputs[first][0], source(),
-        )  # fmt: skip
-        inner = jax.tree.map(lambda a: a[1:], (model.covariate(slice(None)), bf.g))
-
-        def move(x: Array, xs: Any) -> Any:
-            (cov, g), m, z, a = xs
-            y, log = one(kind, cov, g, m, x, z, a)
-            return y.astype(x.dtype), (y.astype(x.dtype), log)
-
-        at = inputs[kind] if first != kind else inputs[kind][1:]
-        _, (xs, logs) = jax.lax.scan(move, x0, (inner, bf.m[0], at, bf.anchors[:-1]))
-        return jnp.concatenate([x0[None], xs]), pairwise_sum(logs) + log0
-    x: Any = None
-    total: Any = 0.0
-    ms, roots = iter(bf.m), iter(bf.root)
-    for bucket in model.buckets:
-        p = bucket.parents.shape[1]
-        pa = jnp.zeros((len(bucket.nodes), 0)) if x is None else parent_rows(x, bucket)
-        m = next(ms) if p else next(roots)
-
-        def wrapped(
-            cov: Any, g: Any, m: Any, x: Any, z: Any, a: Any, kind: str = bucket.kind, p: int = p
-        ) -> Any:
-            return one(kind, cov, g, _Collider(m) if p > 1 else m, x, z, a)
-
-        found, logs = jax.vmap(wrapped)(
-            model.covariate(bucket.nodes), rows(bf.g, bucket.nodes), m, pa,
-            inputs[bucket.kind][bucket.slots], parent_rows(bf.anchors, bucket),
-        )  # fmt: skip
-        if x is None:
-            x = jnp.zeros((model.n, *found.shape[1:]), found.dtype)
-        x = x.at[bucket.nodes].set(found)
-        total = total + pairwise_sum(logs)
-    return x, total
 
 
 def exact_leaves(model: Model, params: Any) -> bool:

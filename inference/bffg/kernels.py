@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from lmppl.errors import BadArgument
 from lmppl.inference.bffg.messages import Array, Message
+from lmppl.inference.bffg.segments import Segment
 
 Guided = Callable[[Any, Any, Array, Array], tuple[Array, Array]]
 """(kernel, message, parent, noise) -> (child, log (k g)(parent))."""
@@ -51,6 +52,8 @@ class Kernel(ABC):
 
     after_draw = False
     """Whether even its closed form knows the weight only with the child."""
+    affine = False
+    """Whether the child, guided or not, is an affine function of the parent at given noise."""
 
     @property
     @abstractmethod
@@ -96,6 +99,14 @@ class Surrogate(Kernel):
     def pullback_many(self, message: Any, anchor: Array) -> Any:
         """One message to each of several parents, stacked [p, …]: their product is not k g."""
         raise missing(self, "pullback_many")
+
+    def given(self, parents: Array, index: int) -> Surrogate:
+        """The kernel from the parent `index`, at the states of the others [p, …]. Optional."""
+        raise missing(self, "given")
+
+    def segment(self, message: Any) -> Segment | None:
+        """A stretch of no edge, from which long chains are handled in blocks; None for never."""
+        return None
 
     def inflated(self, amount: Array) -> Surrogate:
         """The same with more noise: a guide that is less sure of itself."""

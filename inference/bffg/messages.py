@@ -219,6 +219,17 @@ class Factors(Message):
         return Factors(jax.vmap(lambda g: g.one())(self.parts))
 
 
+class PerParent:
+    """Messages to several parents [p, …] as one function of their stacked states."""
+
+    def __init__(self, parts: Any) -> None:
+        self.parts = parts
+
+    def log_value(self, x: Array) -> Array:
+        """Σ_u log m_u(x_u)."""
+        return jnp.sum(jax.vmap(lambda m, v: m.log_value(v))(self.parts, x))
+
+
 def pairwise_sum(x: Array) -> Array:
     """Σ x_i over the first axis by halving: the rounding error grows as log n, not as n.
 

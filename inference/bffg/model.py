@@ -12,31 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.bffg.kernels import Surrogate
+from lmppl.inference.bffg.kernels import Surrogate, resolve
 from lmppl.inference.bffg.messages import Array, Message
+from lmppl.inference.bffg.schedule import Run, schedule
 from lmppl.types import Ints
 
 KernelFn = Callable[[Any, Any], Any]
 """(params, covariate of the node) -> kernel; the covariate is None when the model has none."""
-
-
-class Bucket(NamedTuple):
-    """Nodes that are handled at once: same level, same kind, same number of parents."""
-
-    kind: str
-    nodes: Ints
-    """[b]"""
-    parents: Ints
-    """[b, p]"""
-    slots: Ints
-    """Their positions among all nodes of the kind [b], which is where their noise is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +41,8 @@ class Model:
         leaf: (params, covariate) -> leaf; None without observations.
         covariates: arrays with one row per node [n, …], such as branch lengths; or None.
         leaf_covariates: arrays with one row per observation [m, …]; or None.
+        adaptive: whether the parent of a collider that is drawn last is guided by the pullback at
+            the states of the others, in place of a factor of its own.
     """
 
     parents: tuple[tuple[int, ...], ...]
@@ -60,18 +52,24 @@ class Model:
     leaf: KernelFn | None
     covariates: Any = None
     leaf_covariates: Any = None
-    buckets: tuple[Bucket, ...] = field(init=False, repr=False)
+    adaptive: bool = False
     is_chain: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check the graph, and sort it into levels."""
+        """Check the graph."""
         n = len(self.parents)
         for s, pa in enumerate(self.parents):
             if any(not 0 <= u < n or u == s for u in pa):
                 raise BadArgument(f"node {s} of {n} has parents {pa}", fix=f"use 0 to {n - 1}")
-        object.__setattr__(self, "buckets", tuple(_buckets(self.parents, self.kinds)))
         chain = n > 2 and all(pa == ((s - 1,) if s else ()) for s, pa in enumerate(self.parents))
         object.__setattr__(self, "is_chain", chain and len(set(self.kinds[1:])) == 1)
+        if not self.is_chain:
+            _ = self.runs  # a cycle is an error now, not at first use
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The order in which nodes are handled, from the roots down."""
+        return schedule(self.parents, self.kinds, self.adaptive)
 
     @property
     def n(self) -> int:
@@ -101,37 +99,21 @@ def rows(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a)[index], tree)
 
 
-def _buckets(parents: Sequence[tuple[int, ...]], kinds: Sequence[str]) -> list[Bucket]:
-    level = [-1] * len(parents)
-    waiting = list(range(len(parents)))
-    while waiting:
-        later = []
-        for s in waiting:
-            above = [level[u] for u in parents[s]]
-            if all(v >= 0 for v in above):
-                level[s] = 1 + max(above, default=-1)
-            else:
-                later.append(s)
-        if len(later) == len(waiting):
-            raise BadArgument(f"the graph has a cycle through nodes {later[:10]}")
-        waiting = later
-    slot: dict[str, int] = {}
-    slots = []
-    for kind in kinds:
-        slots.append(slot.get(kind, 0))
-        slot[kind] = slots[-1] + 1
-    groups: dict[tuple[int, str, int], list[int]] = {}
-    for s in range(len(parents)):
-        groups.setdefault((level[s], kinds[s], len(parents[s])), []).append(s)
-    return [
-        Bucket(
-            kind,
-            np.array(nodes),
-            np.array([parents[s] for s in nodes], dtype=np.int64).reshape(len(nodes), p),
-            np.array([slots[s] for s in nodes]),
-        )
-        for (_, kind, p), nodes in sorted(groups.items(), key=lambda kv: kv[0])
-    ]
+def edge(model: Model, kind: str, params: Any, cov: Any, anchor: Any, inflate: Any) -> Any:
+    """The kernel of an edge and its surrogate."""
+    kernel, k_tilde = resolve(model.kernels[kind](params, cov), anchor)
+    return kernel, k_tilde if inflate is None else k_tilde.inflated(inflate)
+
+
+def true_kernel(model: Model, kind: str, params: Any, cov: Any) -> Any:
+    """The kernel of a kind, without its guess."""
+    found = model.kernels[kind](params, cov)
+    return getattr(found, "kernel", found)
+
+
+def source() -> Array:
+    """The state of the parent that roots do not have."""
+    return jnp.zeros((0,))
 
 
 def dag(
@@ -143,6 +125,7 @@ def dag(
     *,
     covariates: Any = None,
     leaf_covariates: Any = None,
+    adaptive: bool = False,
 ) -> Model:
     """A model on any acyclic graph; see `Model` for the arguments.
 
@@ -158,7 +141,7 @@ def dag(
         raise BadArgument(f"observed nodes must be 0 to {len(sets) - 1}, got {at.tolist()[:10]}")
     if at.size and leaf is None:
         raise BadArgument("observed nodes need a leaf", fix="write leaf=lambda params, c: ...")
-    return Model(sets, tuple(kinds), dict(kernels), at, leaf, covariates, leaf_covariates)
+    return Model(sets, tuple(kinds), dict(kernels), at, leaf, covariates, leaf_covariates, adaptive)
 
 
 def tree(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.bffg.backward import BackwardFilter, source
+from lmppl.inference.bffg.backward import BackwardFilter
 from lmppl.inference.bffg.forward import (
     Noise,
     draw_noise,
@@ -35,7 +35,7 @@ from lmppl.inference.bffg.forward import (
     weight_step,
 )
 from lmppl.inference.bffg.messages import Array
-from lmppl.inference.bffg.model import rows
+from lmppl.inference.bffg.model import rows, source
 from lmppl.inference.bffg.result import Guided
 from lmppl.inference.results.history import History
 from lmppl.types import Ints

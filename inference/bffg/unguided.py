@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.bffg.backward import model_leaf_covariates, prior_sweep
+from lmppl.inference.bffg.backward import model_leaf_covariates
 from lmppl.inference.bffg.forward import draw_noise
 from lmppl.inference.bffg.messages import Array, pairwise_sum
 from lmppl.inference.bffg.model import Model
+from lmppl.inference.bffg.paths import prior_sweep
 from lmppl.inference.bffg.result import Guided
 
 

@@ -117,6 +117,12 @@ class Finite(Surrogate):
         factors = factors.at[0].multiply(size)
         return Table(safe_log(factors).at[0].add(top))
 
+    def given(self, parents: Array, index: int) -> Finite:
+        """The matrix at the states of the others."""
+        x = jnp.asarray(parents, dtype=jnp.int32)
+        others = tuple(x[i] for i in range(self.P.ndim - 1) if i != index)
+        return Finite(jnp.moveaxis(self.P, index, -2)[others])
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 
+from lmppl.inference.bffg.families.gaussian_segment import GaussianSegment
 from lmppl.inference.bffg.kernels import Kernel, Surrogate, guided, surrogate
 from lmppl.inference.bffg.messages import Array, Gaussian
 
@@ -89,6 +90,7 @@ class LinearGaussian(Surrogate):
     B: Array
     beta: Array
     L: Array
+    affine = True
 
     @classmethod
     def prior(cls, mean: Array, L: Array) -> LinearGaussian:
@@ -149,6 +151,16 @@ class LinearGaussian(Surrogate):
         blocks = m.H.reshape(p, d, p, d)
         H = jnp.stack([blocks[i, :, i, :] for i in range(p)])
         return Gaussian(anchor, c, m.F.reshape(p, d), H)
+
+    def given(self, parents: Array, index: int) -> LinearGaussian:
+        """The others shift the mean."""
+        d = parents.shape[1]
+        others = self.B @ jnp.ravel(parents.at[index].set(0.0))
+        return LinearGaussian(self.B[:, index * d : (index + 1) * d], self.beta + others, self.L)
+
+    def segment(self, message: Gaussian) -> GaussianSegment | None:
+        """Of no edge; none without noise, whose C has no entries."""
+        return GaussianSegment.empty(message) if self.L.shape[-1] else None
 
     def inflated(self, amount: Array) -> LinearGaussian:
         """Covariance LL' + amount I."""

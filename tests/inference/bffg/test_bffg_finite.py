@@ -153,7 +153,7 @@ def test_sparse_equals_dense() -> None:
 # -- colliders -----------------------------------------------------------------------------------
 
 
-def diamond(seed: int = 5) -> tuple[Any, Any, Any, Any]:
+def diamond(adaptive: bool = False, seed: int = 5) -> tuple[Any, Any, Any, Any]:
     """0 -> 1, 2 -> 3 -> 4: a collider at 3; wrong tables everywhere."""
     rng = np.random.default_rng(seed)
     true = {"one": stoch(rng, 2, 2), "two": stoch(rng, 2, 2, 2), "root": stoch(rng, 2)}
@@ -170,6 +170,7 @@ def diamond(seed: int = 5) -> tuple[Any, Any, Any, Any]:
         ["root", "one", "one", "two", "one"],
         [3, 4],
         lambda p, c: FiniteLeaf(jnp.array(E)),
+        adaptive=adaptive,
     )  # fmt: skip
     x = all_paths(2, 5)
     joint = true["root"][x[:, 0]] * true["one"][x[:, 0], x[:, 1]] * true["one"][x[:, 0], x[:, 2]]
@@ -179,15 +180,28 @@ def diamond(seed: int = 5) -> tuple[Any, Any, Any, Any]:
     return model, data, x, joint
 
 
-def error(seed: int = 5) -> float:
+def error(adaptive: bool = False) -> float:
     """Largest relative error of q W against the joint, over all paths of the diamond."""
-    model, data, paths, joint = diamond(seed)
+    model, data, paths, joint = diamond(adaptive)
     q, w = scored(bffg.backward(model, data), paths)
     return float(np.max(np.abs(q * w / joint - 1)))
 
 
-def test_a_collider_is_exact() -> None:
-    assert error() < 1e-10
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_collider_is_exact(adaptive: bool) -> None:
+    """A12: path by path, so that the evidence and all marginals are."""
+    assert error(adaptive) < 1e-10
+
+
+def test_the_last_parent_of_a_collider_may_be_guided_by_the_other() -> None:
+    """The two guides differ, and so do their ESS: .770 and .780 on another diamond of §1.3."""
+    sizes = {}
+    for adaptive in (False, True):
+        model, data, paths, joint = diamond(adaptive)
+        q, w = scored(bffg.backward(model, data), paths)
+        assert q.sum() == pytest.approx(1)
+        sizes[adaptive] = joint.sum() ** 2 / np.sum(q * w**2)
+    assert 0 < abs(sizes[True] - sizes[False]) < 0.2 and min(sizes.values()) > 0.3
 
 
 def no_denominator(patch: pytest.MonkeyPatch) -> None:
@@ -202,12 +216,12 @@ def no_normaliser(patch: pytest.MonkeyPatch) -> None:
 
 def one_parent_only(patch: pytest.MonkeyPatch) -> None:
     """At the collider, only the first parent's message is divided out."""
-    from lmppl.inference.bffg.forward import _Collider
+    from lmppl.inference.bffg.messages import PerParent
 
     def first(self: Any, x: Any) -> Any:
         return jax.tree.map(lambda a: a[0], self.parts).log_value(x[0])
 
-    patch.setattr(_Collider, "log_value", first)
+    patch.setattr(PerParent, "log_value", first)
 
 
 def harmonic(patch: pytest.MonkeyPatch) -> None:
@@ -218,7 +232,7 @@ def harmonic(patch: pytest.MonkeyPatch) -> None:
         m = sent(self, g, anchor)
         return Table(m.log_g.at[:, 0].add(0.3))
 
-    from lmppl.inference.bffg.forward import _Collider
+    from lmppl.inference.bffg.messages import PerParent
 
     patch.setattr(Finite, "pullback_many", other)
 
@@ -226,7 +240,22 @@ def harmonic(patch: pytest.MonkeyPatch) -> None:
         shifts = jnp.where(x == 0, 0.3, 0.0).sum()
         return sum(self.parts.log_g[i, x[i]] for i in range(2)) - shifts
 
-    patch.setattr(_Collider, "log_value", unsent)
+    patch.setattr(PerParent, "log_value", unsent)
+
+
+def promise_kept(patch: pytest.MonkeyPatch) -> None:
+    """At an adaptive collider, the factor of the first parent is not divided out."""
+    from lmppl.inference.bffg.adaptive import Known
+
+    patch.setattr(Known, "log_value", lambda self, x: self.whole.log_value(x[self.last]))
+
+
+def test_a_mutant_of_the_adaptive_weight_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.clear_caches()
+    promise_kept(monkeypatch)
+    assert error(adaptive=True) > 1e-3
+    monkeypatch.undo()
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("broken", [no_denominator, no_normaliser, one_parent_only, harmonic])

@@ -1,0 +1,147 @@
+"""Long chains in blocks: √T steps one after the other in place of T, in JAX.
+
+A step of a scan costs microseconds of overhead, far more than the arithmetic of a small state. So a
+long chain is cut into about √T blocks of √T edges, and all blocks move at once:
+
+    compose   the edges and leaves of each block into one segment        √T steps, all blocks at once
+    jump      the message from block to block, through the segments      √T steps
+    fill      the message through the edges of each block again          √T steps, all blocks at once
+
+The last stage is the plain filter, begun at the ends of the blocks, so that what is stored is what
+it would store. A surrogate takes part if it has `segment`. The same is done for paths whose steps
+are affine in the parent: compose the maps, jump, fill.
+
+Reference: Särkkä and García-Fernández, Temporal parallelization of Bayesian smoothers (2021), whose
+elements the segments are; the two levels in place of a tree keep compilation short.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from lmppl.inference.bffg.messages import Array
+
+LONG = 200
+"""Edges from which blocks pay."""
+
+
+class Segment(ABC):
+    """A stretch of a chain as one kernel, with the leaves inside it: k₁ g₁ k₂ g₂ and so on."""
+
+    @abstractmethod
+    def before(self, k: Any, g: Any, anchor: Array) -> Self:
+        """One edge more, in front: k from a parent at the anchor, g the leaves of its child."""
+
+    @abstractmethod
+    def pull(self, message: Any, anchor: Array) -> Any:
+        """The message of its end, pulled to its start about the anchor there, up to a constant."""
+
+
+def cut(edges: int) -> tuple[int, int]:
+    """How many blocks there are, and how many edges in front are left over."""
+    blocks = math.isqrt(edges)
+    return blocks, edges % blocks
+
+
+def filter_in_blocks(
+    back: Callable[[Any, Any], Any],
+    prepend: Callable[[Any, Any], Any],
+    empty: Any,
+    last: Any,
+    xs: Any,
+) -> Any:
+    """`lax.scan(back, last, xs, reverse=True)` of a long chain.
+
+    Args:
+        back: (message, (leaves of the child, covariate, anchor of the parent)) -> (message, …).
+        prepend: (segment, the same) -> segment.
+        empty: the segment of no edge.
+        last: the message to the last node.
+        xs: of all edges.
+    """
+    blocks, front = cut(_length(xs))
+    body = _fold(xs, front, blocks)
+    segments, _ = jax.lax.scan(
+        lambda s, row: (jax.vmap(prepend)(s, row), None), _repeat(empty, blocks), body, reverse=True
+    )
+
+    def jump(message: Any, row: Any) -> Any:
+        segment, anchor = row
+        return segment.pull(message, anchor), message
+
+    _, ends = jax.lax.scan(jump, last, (segments, body[-1][0]), reverse=True)
+    up, out = jax.lax.scan(jax.vmap(back), ends, body, reverse=True)
+    m0, ahead = jax.lax.scan(back, _row(up, 0), jax.tree.map(lambda a: a[:front], xs), reverse=True)
+    # the last node of a block has seen a rounded copy of what the next block sends: now the thing
+    first = jax.tree.map(lambda a: a[-1, :-1], body)
+    _, (g, _, scale) = jax.vmap(back)(jax.tree.map(lambda a: a[1:], up), first)
+    g_all, m_all, scales = out
+    out = (jax.tree.map(_put, g_all, g), m_all, _put(scales, scale))
+    return m0, jax.tree.map(lambda a, b: jnp.concatenate([a, _flat(b)]), ahead, out)
+
+
+def affine_path(move: Callable[[Array, Any], Array], x0: Array, about: Array, xs: Any) -> Array:
+    """x_t = move(x_{t-1}, xs_t) for t = 1 … T, where each step is affine in its first argument.
+
+    Args:
+        move: the step.
+        x0: the start [d].
+        about: a point near each x_t [T + 1, d]: deviations from it are what is computed.
+        xs: the other arguments [T, …].
+    """
+    ends = jax.vmap(move)(about[:-1], xs)
+    slopes = jax.vmap(jax.jacfwd(move))(about[:-1], xs)
+    maps = (slopes, ends - about[1:])
+    blocks, front = cut(_length(maps))
+    body = _fold(maps, front, blocks)
+
+    def apply(u: Array, f: Any) -> Any:
+        u = f[0] @ u + f[1]
+        return u, u
+
+    def compose(f: Any, g: Any) -> Any:
+        return (g[0] @ f[0], g[0] @ f[1] + g[1])
+
+    d = x0.shape[0]
+    identity = _repeat((jnp.eye(d, dtype=x0.dtype), jnp.zeros(d, x0.dtype)), blocks)
+    whole, _ = jax.lax.scan(lambda f, g: (jax.vmap(compose)(f, g), None), identity, body)
+    u, ahead = jax.lax.scan(apply, x0 - about[0], jax.tree.map(lambda a: a[:front], maps))
+    _, starts = jax.lax.scan(lambda u, f: (apply(u, f)[0], u), u, whole)
+    _, inside = jax.lax.scan(jax.vmap(apply), starts, body)
+    return about[1:] + jnp.concatenate([ahead, _flat(inside)])
+
+
+def _length(tree: Any) -> int:
+    length: int = jax.tree.leaves(tree)[0].shape[0]
+    return length
+
+
+def _repeat(tree: Any, times: int) -> Any:
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (times, *jnp.shape(a))), tree)
+
+
+def _row(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+def _fold(tree: Any, front: int, blocks: int) -> Any:
+    """[T, …] without the front, as [steps, blocks, …]."""
+    return jax.tree.map(
+        lambda a: jnp.swapaxes(a[front:].reshape(blocks, -1, *a.shape[1:]), 0, 1), tree
+    )
+
+
+def _put(a: Array, b: Array) -> Array:
+    """At the last nodes of all blocks but the last."""
+    return a.at[-1, :-1].set(b)
+
+
+def _flat(a: Array) -> Array:
+    """[steps, blocks, …] as [T, …]."""
+    return jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:])
