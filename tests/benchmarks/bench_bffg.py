@@ -9,8 +9,10 @@ cuthbert; these are not run here, so that a ratio to the plain scan is the neare
 from __future__ import annotations
 
 import argparse
+import runpy
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ from timing import least
 from lmppl.inference import bffg
 
 REPEATS = 5
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def seconds(fn: Callable[[], Any]) -> tuple[float, float]:
@@ -200,6 +203,37 @@ def strings(V: int, states: int, Q: int, N: int, repeats: int) -> None:
           f"{b * 1e3:.1f} ms, {b / a:.1f}x (bound 2.5x); they differ by {gap:.1e}")  # fmt: skip
 
 
+def string_toy() -> None:
+    """The toy of examples/guided_text.py by exact sums: ESS / N, and the spread of one weight."""
+    sizes = runpy.run_path(str(EXAMPLES / "guided_text.py"))["toy"]()
+    spread = {name: (1 / size - 1) ** 0.5 for name, size in sizes.items()}
+    print(f"string toy: ESS/N {sizes['guide']:.3f} (bound 0.22), masks {sizes['masks']:.3f}; relative sd of "
+          f"the evidence {spread['rejection'] / spread['guide']:.1f}x below bootstrap (bound 5x)")  # fmt: skip
+
+
+def guide_share(N: int, repeats: int) -> None:
+    """Scores of the next tokens of N strings, against a step of SmolLM2 for them."""
+    from lmppl import load
+
+    lm = load("smollm2")
+    context = lm.context("They packed some bread and spent the whole afternoon")
+    hmm = bffg.distil(lm, context, length=8, states=64, strings=64, steps=5)
+    dfa = (bffg.containing(" river") & bffg.containing(".")).over(lm)
+    guide = bffg.HMMAutomaton(hmm, dfa, 32, dfa.terminal(lambda s: s.accepts))
+    at = guide.advance(guide.start(N), bffg.written(lm, context, N, 1, 1)[:, 0])
+    tokens = np.arange(N) + 1000
+    rows = lm.open([context] * N)
+
+    def step() -> None:
+        rows.push(tokens)
+        rows.log_probs()
+
+    a, b = (least(fn, repeats, time.perf_counter) for fn in (lambda: guide.log_next(at), step))
+    rows.close()
+    print(f"guide, H=64, {hmm.B.shape[1]} clusters, Q={len(dfa.states)}, N={N}: {a * 1e3:.1f} ms, a step of "
+          f"SmolLM2 {b * 1e3:.1f} ms, {a / b:.0%} (bound 20 %)")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="sizes for a minute at most")
@@ -219,6 +253,9 @@ def main() -> None:
     gaussian_graph("DAG with colliders", lattice, list(range(side * (side - 1), side * side)))
     offset(500 if quick else 2000)
     strings(4000 if quick else 32_000, 64 if quick else 512, 60, 8, 3)
+    string_toy()
+    if not quick:
+        guide_share(32, 5)
 
 
 if __name__ == "__main__":
