@@ -211,29 +211,6 @@ def string_toy() -> None:
           f"the evidence {spread['rejection'] / spread['guide']:.1f}x below bootstrap (bound 5x)")  # fmt: skip
 
 
-def guide_share(N: int, repeats: int) -> None:
-    """Scores of the next tokens of N strings, against a step of SmolLM2 for them."""
-    from lmppl import load
-
-    lm = load("smollm2")
-    context = lm.context("They packed some bread and spent the whole afternoon")
-    hmm = bffg.distil(lm, context, length=8, states=64, strings=64, steps=5)
-    dfa = (bffg.containing(" river") & bffg.containing(".")).over(lm)
-    guide = bffg.HMMAutomaton(hmm, dfa, 32, dfa.terminal(lambda s: s.accepts))
-    at = guide.advance(guide.start(N), bffg.written(lm, context, N, 1, 1)[:, 0])
-    tokens = np.arange(N) + 1000
-    rows = lm.open([context] * N)
-
-    def step() -> None:
-        rows.push(tokens)
-        rows.log_probs()
-
-    a, b = (least(fn, repeats, time.perf_counter) for fn in (lambda: guide.log_next(at), step))
-    rows.close()
-    print(f"guide, H=64, {hmm.B.shape[1]} clusters, Q={len(dfa.states)}, N={N}: {a * 1e3:.1f} ms, a step of "
-          f"SmolLM2 {b * 1e3:.1f} ms, {a / b:.0%} (bound 20 %)")  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="sizes for a minute at most")
@@ -254,8 +231,6 @@ def main() -> None:
     offset(500 if quick else 2000)
     strings(4000 if quick else 32_000, 64 if quick else 512, 60, 8, 3)
     string_toy()
-    if not quick:
-        guide_share(32, 5)
 
 
 if __name__ == "__main__":
