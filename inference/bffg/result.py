@@ -2,7 +2,8 @@
 
 Pareto k̂ is the shape of a generalised Pareto law fitted to the largest importance ratios: above
 0.7 the weights have, for all that n draws can show, no usable variance, and neither the evidence
-nor any mean should be believed. ArviZ (`arviz`) reads `to_arviz`, which needs `xarray`.
+nor any mean should be believed; above 0.5 their variance is infinite, and standard errors are too
+small. ArviZ (`arviz`) reads `to_arviz`, which needs `xarray`.
 
 Reference: Vehtari, Simpson, Gelman, Yao and Gabry, Pareto smoothed importance sampling (2024);
 Zhang and Stephens, A new and efficient estimation method for the generalized Pareto distribution
@@ -24,6 +25,8 @@ from lmppl.types import Floats
 from lmppl.weights import ess, log_mean_exp, normalize
 
 GOOD_K = 0.7
+FINITE_K = 0.5
+"""Where the variance of a Pareto tail ends."""
 
 
 def pareto_k(log_weights: Floats) -> float:
@@ -108,6 +111,11 @@ class Guided:
             found.append(
                 f"Pareto k {k:.2f} > {GOOD_K}: the weights have no usable variance, and no mean of "
                 "them can be trusted; use inflate= so that the guide covers the posterior"
+            )
+        elif k > FINITE_K:
+            found.append(
+                f"Pareto k {k:.2f} > {FINITE_K}: the weights have no finite variance, and standard "
+                "errors are too small; use inflate= so that the guide covers the posterior"
             )
         return found
 

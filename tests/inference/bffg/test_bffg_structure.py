@@ -230,8 +230,9 @@ def test_an_over_confident_surrogate_is_reported() -> None:
     """T9: ESS .02 where no guide has .52; silence would be the failure."""
     model, y = over_confident(), np.array([[1.0]])
     bf = bffg.backward(model, y, anchors=bffg.refine(0))
-    out = bffg.forward(bf, 0, n=20_000)
-    assert out.pareto_k > 0.7 and any("Pareto" in w for w in out.warnings)
+    for seed in range(3):  # the tail is of index .62 or so: fewer draws may not show it
+        out = bffg.forward(bf, seed, n=200_000)
+        assert out.pareto_k > 0.55 and any("no finite variance" in w for w in out.warnings)
     told = bffg.explain(model, bf=bf, pilot=20_000)
     assert "WARNING the guide is worse than none" in told
     wider = bffg.backward(model, y, anchors=bffg.refine(0), inflate=1.0)
