@@ -98,6 +98,17 @@ def reports() -> ModuleType:
     return helper("reports")
 
 
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """JAX in double precision, compiled quickly rather than well."""
+    jax = pytest.importorskip("jax")
+    old = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", old)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium, by `tests/browser.py`; without one its tests are skipped."""

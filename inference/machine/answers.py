@@ -250,10 +250,7 @@ class Answers(Faults, ABC):
             self.kill(p, address, excerpt(value, 60))
         else:
             p.logw += weight
-        if self.stop != "end":
-            s.stepped = True
-            return True
-        return p.dead
+        return self._at_barrier(p, s, m)
 
     def _append(self, s: Strand, m: Message, value: Any) -> None:
         s.head = Entry(s.head, m.op, m.address, value, fingerprint=m.fingerprint())

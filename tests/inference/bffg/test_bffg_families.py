@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,7 @@ from lmppl.inference.bffg.families.gaussian import GaussianLeaf, LinearGaussian 
 from lmppl.inference.bffg.kernels import Guessed  # noqa: E402
 from lmppl.inference.bffg.messages import Gamma  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """float64, and quick compilation."""
-    old = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", old)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def unbiased(log_weights: Any, truth: float, z: float = 4.9) -> None:

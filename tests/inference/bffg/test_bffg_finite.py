@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,7 @@ from lmppl.inference.bffg.families.finite import Finite, FiniteLeaf, Sparse  # n
 from lmppl.inference.bffg.kernels import Guessed  # noqa: E402
 from lmppl.inference.bffg.messages import Table  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """float64, and quick compilation."""
-    old = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", old)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def stoch(rng: np.random.Generator, *shape: int) -> Any:

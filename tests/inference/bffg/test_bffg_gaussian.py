@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,7 @@ SMOOTHED = np.array([0.2370406, 0.04076392, 0.54830685, 1.05584978, 0.84264163])
 Y = np.array([0.3, -0.1, np.nan, 1.2, 0.8])[:, None]
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    old = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", old)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def walk(q: Any) -> LinearGaussian:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from math import factorial
 from typing import Any
 
@@ -24,14 +23,7 @@ SEEN = np.array([0.1, 0.5, 0.2, 0.05])
 """P(what was seen) given each state at the end."""
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """float64, and quick compilation."""
-    old = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", old)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def closed(rates: Any) -> Any:

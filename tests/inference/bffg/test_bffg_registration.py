@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +18,7 @@ Y = np.array([0.3, -0.1, np.nan, 1.2, 0.8])[:, None]
 COUNTS = np.array([3.0, np.nan, 1.0])
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    old = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", old)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @jax.tree_util.register_dataclass

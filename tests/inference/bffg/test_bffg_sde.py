@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,7 @@ jnp = jax.numpy
 from lmppl.errors import BadArgument  # noqa: E402
 from lmppl.inference import bffg  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """float64, and quick compilation."""
-    old = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", old)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # -- the bridge of T4 ----------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,7 @@ from lmppl.inference.bffg import schedule as schedules  # noqa: E402
 from lmppl.inference.bffg.families.gaussian import GaussianLeaf, LinearGaussian  # noqa: E402
 from lmppl.inference.bffg.kernels import Guessed  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    old = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", old)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def lattice(side: int) -> list[tuple[int, ...]]:
