@@ -3,7 +3,7 @@
 A log-weight is a float64. `-inf` is data (an impossible event); `nan` and `+inf` are errors that
 name their site and are raised where the number enters, by `check_log_weight`.
 
-All functions take a one-dimensional array of log-weights `lw` [N] and never overflow:
+All functions but `log_sum` take a one-dimensional array of log-weights `lw` [N], and none overflows:
 each subtracts the maximum first.
 """
 
@@ -31,6 +31,17 @@ def log_sum_exp(lw: Floats | Sequence[float]) -> float:
     if top == NEG_INF:
         return NEG_INF
     return top + math.log(math.fsum(np.exp(a - top).tolist()))
+
+
+def log_sum(table: Floats, axes: tuple[int, ...]) -> Floats:
+    """Log Σ exp of an array along some of its axes; `-inf` where all is."""
+    if not axes:
+        return table
+    top = table.max(axis=axes, keepdims=True)
+    safe = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        out = np.log(np.exp(table - safe).sum(axis=axes)) + safe.squeeze(axis=axes)
+    return np.asarray(out, dtype=np.float64)
 
 
 def log_mean_exp(lw: Floats | Sequence[float]) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from lmppl.distributions import _same
 from lmppl.errors import BadArgument, excerpt
 from lmppl.types import Floats
+from lmppl.weights import log_sum
 
 Name = str
 
@@ -84,17 +85,6 @@ def maximum(factor: Factor, over: Iterable[Name]) -> Factor:
     axes = tuple(i for i, v in enumerate(factor.scope) if v in gone)
     rest = tuple(v for v in factor.scope if v not in gone)
     return Factor(rest, np.asarray(factor.table.max(axis=axes), dtype=np.float64))
-
-
-def log_sum(table: Floats, axes: tuple[int, ...]) -> Floats:
-    """Log Σ exp along axes; `-inf` where all is."""
-    if not axes:
-        return table
-    top = table.max(axis=axes, keepdims=True)
-    safe = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore"):
-        out = np.log(np.exp(table - safe).sum(axis=axes)) + safe.squeeze(axis=axes)
-    return np.asarray(out, dtype=np.float64)
 
 
 def normalized(table: Floats) -> Floats:

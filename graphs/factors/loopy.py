@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.graphs.factors.factor import Factor, FactorGraph, log_sum, normalized
+from lmppl.graphs.factors.factor import Factor, FactorGraph, normalized
 from lmppl.random import Chance, draw, fold
 from lmppl.types import Floats, Key
+from lmppl.weights import log_sum
 
 Message = dict[tuple[int, str], Floats]
 """By table and variable."""

@@ -28,6 +28,7 @@ import numpy as np
 from lmppl.errors import BadArgument
 from lmppl.inference.planning.mdp import FactoredMDP, Stages, TabularMDP
 from lmppl.inference.planning.tables import Array
+from lmppl.weights import log_sum
 
 KINDS = ("planning", "marginal", "marginal_uniform", "map", "mmap")
 MOST_SEQUENCES = 1 << 20
@@ -89,7 +90,7 @@ def stages_value(stages: Stages, kind: str, risk: float) -> float:
         if kind in ("planning", "map"):
             value = q.max(axis=-1)
         elif kind == "marginal":
-            value = _lse(risk * q) / risk
+            value = log_sum(risk * q, (-1,)) / risk
         else:
             uniform = stages.allowed / stages.allowed.sum(axis=-1, keepdims=True)
             value = certainty_equivalent(uniform, np.where(stages.allowed, q, 0.0), risk)
@@ -102,7 +103,7 @@ def certainty_equivalent(law: Array, value: Array, risk: float) -> Array:
     """(1/λ) log Σ p e^{λ v} over the last axis; at λ = 0 the expectation, a branch of its own."""
     if risk == 0.0:
         return np.asarray(np.vecdot(law, value))
-    return _lse(_log(law) + risk * value) / risk
+    return log_sum(_log(law) + risk * value, (-1,)) / risk
 
 
 def _best_sequence(stages: Stages, risk: float) -> float:
@@ -126,14 +127,14 @@ def _best_sequence(stages: Stages, risk: float) -> float:
         utility = np.einsum("qxa,xay->qay", gained, stages.transition).reshape(-1, s)
         if risk != 0.0:
             terms = log_w[:, :, None] + risk * reward + _log(legal.astype(float))
-            log_w = _lse(terms[:, :, :, None] + _log(stages.transition)[None], axis=1).reshape(
+            log_w = log_sum(terms[:, :, :, None] + _log(stages.transition)[None], (1,)).reshape(
                 -1, s
             )
         mass = np.einsum("qxa,xay->qay", per, stages.transition).reshape(-1, s)
     if risk == 0.0:
         total = (utility + mass * stages.final).sum(axis=-1)
     else:
-        total = _lse(log_w + risk * stages.final) / risk
+        total = log_sum(log_w + risk * stages.final, (-1,)) / risk
     if risk <= 0:
         total = np.where(possible, total, -np.inf)
     return float(total.max())
@@ -142,9 +143,3 @@ def _best_sequence(stages: Stages, risk: float) -> float:
 def _log(p: Array) -> Array:
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(p))
-
-
-def _lse(x: Array, axis: int = -1) -> Array:
-    top = x.max(axis=axis, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0.0)
-    return np.asarray(_log(np.exp(x - top).sum(axis=axis)) + top.squeeze(axis))

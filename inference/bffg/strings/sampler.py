@@ -21,7 +21,7 @@ from lmppl.inference.smc.resampling import systematic
 from lmppl.lm.base import LanguageModel
 from lmppl.random import Chance, GumbelMax, fold, fold_array
 from lmppl.types import Floats, Ints, Key
-from lmppl.weights import NEG_INF, ess, log_mean_exp, normalize
+from lmppl.weights import NEG_INF, ess, log_mean_exp, log_sum, normalize
 
 
 class GuidedStrings(NamedTuple):
@@ -77,7 +77,7 @@ def guided_strings(
             following = guide.log_next(at)
             logits = log_p + following
             dead = ~np.isfinite(lw)
-            lw = np.where(dead, NEG_INF, lw + _log_sums(logits) - np.where(dead, 0.0, used))
+            lw = np.where(dead, NEG_INF, lw + log_sum(logits, (1,)) - np.where(dead, 0.0, used))
             sizes[t] = ess(lw) / n
             if sizes[t] == 0.0:
                 return GuidedStrings(tokens, lw, NEG_INF, sizes)
@@ -110,12 +110,3 @@ def guided_strings(
     finally:
         rows.close()
     return GuidedStrings(tokens, lw + level, level + log_mean_exp(lw), sizes)
-
-
-def _log_sums(logits: Floats) -> Floats:
-    """log Σ exp of each row."""
-    top = logits.max(axis=1, keepdims=True)
-    top[~np.isfinite(top)] = 0.0
-    with np.errstate(divide="ignore"):
-        found: Floats = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    return found
