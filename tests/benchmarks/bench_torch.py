@@ -38,6 +38,8 @@ from lmppl.random import GumbelMax, fold_array
 from lmppl.types import Ids
 
 STORY = "The old lighthouse keeper climbed the stairs one last time. At the top he found a letter. "
+TABLES = ("shared", "ragged")
+GENERATE, OURS, FLOOR = "transformers generate", "open, draw, push", "linear layers alone"
 CLOCK = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = time.perf_counter
 FIRST = """
@@ -155,28 +157,26 @@ def table(title: str, ways: dict[str, Callable[[], float]], rounds: int, made: i
         for name, way in ways.items():
             taken[name].append(way())
     print(f"\n{title}; load {os.getloadavg()[0]:.1f}")
-    print(
-        f"{'way':30}{'s':>8}{'tokens/s':>10}{'vs generate':>13}{'of the floor':>14}{'vs ours':>9}"
-    )
-    names = list(taken)
-    base, bottom, ours = (taken[names[n]] for n in (0, -1, 1))
+    peers = {"vs generate": GENERATE, "of the floor": FLOOR, "vs ours": OURS}
+    print(f"{'way':30}{'s':>8}{'tokens/s':>10}" + "".join(f"{title:>13}" for title in peers))
     for name, times in taken.items():
-        against, share, own = (
-            statistics.median(b / t for b, t in zip(other, times, strict=True))
-            for other in (base, bottom, ours)
-        )
         middle = statistics.median(times)
-        speed = made / middle
-        print(f"{name:30}{middle:8.2f}{speed:10.0f}{against:12.2f}x{share:13.2f}{own:9.2f}")
+        line = f"{name:30}{middle:8.2f}{made / middle:10.0f}"
+        for peer in peers.values():
+            ratios = [b / t for b, t in zip(taken.get(peer, []), times, strict=False)]
+            line += f"{statistics.median(ratios):12.2f}x" if ratios else f"{'-':>13}"
+        print(line)
 
 
 def main() -> None:
     """Print the tables."""
     global clock
     parser = argparse.ArgumentParser()
-    defaults = {"threads": 2, "rounds": 3, "rows": 64, "tokens": 64, "prompt": 200, "tables": 2}
+    defaults = {"threads": 2, "rounds": 3, "rows": 64, "tokens": 64, "prompt": 200}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
+    parser.add_argument("--without", nargs="*", default=[], metavar="WAY", help="leave a way out")
     parser.add_argument("--clock", choices=CLOCK, default="wall")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--vllm", default=".venv-servers/bin/python")
@@ -193,7 +193,8 @@ def main() -> None:
     plain.to(device).eval()
     plain.generation_config.eos_token_id = None
     server = None
-    if args.clock == "wall" and Path(args.vllm).is_file():
+    wanted = args.clock == "wall" and "vLLM" not in args.without
+    if wanted and Path(args.vllm).is_file():
         server = VLLM(args.vllm, str(found.path), args.threads, device)
     text = STORY * 14
     shared = lm.encode(text)[: args.prompt]
@@ -210,11 +211,12 @@ def main() -> None:
 
         return run
 
-    for title, prompts, each in (
-        (f"{rows} particles, shared prompt of {args.prompt} tokens", [shared], rows),
-        (f"16 prompts of 20 to 200 tokens x {max(1, rows // 4)} particles", ragged, rows // 4),
-    )[: args.tables]:
-        each = max(1, each)
+    each_of = max(1, rows // 4)
+    settings = {
+        "shared": (f"{rows} particles, shared prompt of {args.prompt} tokens", [shared], rows),
+        "ragged": (f"16 prompts of 20 to 200 tokens x {each_of} particles", ragged, each_of),
+    }
+    for title, prompts, each in (settings[name] for name in args.tables):
         contexts = [p for p in prompts for _ in range(each)]
         n = len(contexts)
         prompt = lm.decode(shared)
@@ -224,8 +226,8 @@ def main() -> None:
             infer(story, prompt, count, engine=engine, lm=lm, seed=0)
 
         ways: dict[str, Callable[[], float]] = {
-            "transformers generate": timed(lambda c=contexts: generate(plain, c, count)),  # type: ignore[misc]
-            "open, draw, push": timed(lambda c=contexts: loop(lm, c, count)),  # type: ignore[misc]
+            GENERATE: timed(lambda c=contexts: generate(plain, c, count)),  # type: ignore[misc]
+            OURS: timed(lambda c=contexts: loop(lm, c, count)),  # type: ignore[misc]
             "the same, resampled each token": timed(lambda c=contexts: loop(lm, c, count, True)),  # type: ignore[misc]
         }
         if len(prompts) == 1:
@@ -233,7 +235,8 @@ def main() -> None:
             ways["SMC engine, each token"] = timed(lambda: smc(True))
         if server is not None:
             ways["vLLM"] = lambda p=prompts, e=each: server.run(p, e, count)  # type: ignore[misc]
-        ways["linear layers alone"] = lambda n=n: floor(plain, n, count, device)  # type: ignore[misc]
+        ways[FLOOR] = lambda n=n: floor(plain, n, count, device)  # type: ignore[misc]
+        ways = {name: way for name, way in ways.items() if name not in args.without}
         table(f"{title}, {count} tokens each", ways, args.rounds, n * count)
 
     block = loop(lm, [shared] * rows, count, True)
