@@ -118,6 +118,8 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--particles", type=int, default=32)
     options.add_argument("--runs", type=int, default=20)
+    names = [setting.name for setting in SETTINGS]
+    options.add_argument("--settings", nargs="+", choices=names, default=names)
     options.add_argument("--peer")
     options.add_argument("--peer-runs", type=int, default=4)
     options.add_argument("--threads", type=int, default=1)
@@ -126,7 +128,7 @@ def main() -> None:
     lm = lmppl.load("smollm2")
     print(f"{o.particles} particles, {o.threads} threads")
     print(f"{'':6} {'':24} {'runs':>4} {'tokens/s':>12} {'E[log Ẑ]':>12} {'Var[log Ẑ]':>12}")
-    for setting in SETTINGS:
+    for setting in (s for s in SETTINGS if s.name in o.settings):
         speed = show(setting.name, "lmppl, masks", ours(lm, setting, None, o.particles, o.runs))
         show(setting.name, "lmppl, AWRS", ours(lm, setting, AWRS(), o.particles, o.runs))
         for sampler in setting.peers if o.peer else ():
