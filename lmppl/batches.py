@@ -13,7 +13,7 @@ from typing import Any
 
 from lmppl.errors import BadArgument
 from lmppl.given import giving
-from lmppl.jobs import Batch, Env, Generate, Score, Shared
+from lmppl.jobs import Batch, Env, Generate, Score, Shared, keys_of
 from lmppl.ledger import Ledger, ModelCost, SiteCost
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import advance
@@ -51,8 +51,8 @@ def _generate(jobs: Sequence[Generate], chance: Chance, limit: int | None) -> No
     maker, began = jobs[0].maker, time.perf_counter()
     lm = maker.lm
     if limit is None and maker.whole and all([j.maker is maker and j._state is None for j in jobs]):
-        contexts, keys = [j.context for j in jobs], [j.key for j in jobs]
-        found = draw_whole(lm, maker.law, contexts, keys, chance, maker.made)
+        contexts = [j.context for j in jobs]
+        found = draw_whole(lm, maker.law, contexts, keys_of(jobs), chance, maker.made)
         for j, draw in zip(jobs, found.results, strict=True):
             j.drawn = draw
         _charge(jobs, lm.name, found.passes, found.lengths, [True] * len(jobs), began)

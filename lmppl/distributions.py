@@ -42,6 +42,8 @@ class Distribution(ABC):
     """A law over values that can be drawn, scored and, where finite, listed."""
 
     kind: ClassVar[str] = "distribution"
+    asks: ClassVar[bool] = False
+    """Whether every draw is one job: `ask(env)` makes it, its key is made with those of its batch."""
 
     @abstractmethod
     def draw(self, key: Key, env: Env) -> Step[Draw]:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+import numpy as np
+
 from lmppl.errors import CapabilityError, ModelNotFound, NoLanguageModel, excerpt
 from lmppl.ledger import Ledger
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import StringLaw, StringState
-from lmppl.random import Chance, GumbelMax
-from lmppl.types import Floats, Ids
+from lmppl.random import Chance, GumbelMax, fold, fold_array, hash_text
+from lmppl.types import Floats, Ids, Key, Keys
 
 T = TypeVar("T")
 
@@ -72,13 +74,27 @@ class Generate:
     site: str | None = None
     """The address that its costs are charged to; None: to no site."""
     owner: Any = None
+    root: Key = 0
+    """The key of the particle: with the site it makes that of the string, for a whole batch at once."""
+    _key: Key | None = None
     _state: StringState | None = None
 
-    def __init__(self, maker: Maker, context: Ids, key: int) -> None:
-        """Keep the parts; `owner`, `ledger`, `site` and `limit` are for whoever runs the job."""
+    def __init__(self, maker: Maker, context: Ids, key: Key | None = None) -> None:
+        """Keep the parts; `owner`, `ledger`, `site` and `limit` are for whoever runs the job.
+
+        Without a key, the `root` and the `site` that it is given make one.
+        """
         self.maker = maker
         self.context = context
-        self.key = key
+        self._key = key
+
+    @property
+    def key(self) -> Key:
+        """All randomness of the string comes from it."""
+        key = self._key
+        if key is None:
+            key = self._key = fold(self.root, self.site or "")
+        return key
 
     @property
     def lm(self) -> LanguageModel:
@@ -125,6 +141,14 @@ class Generate:
             self.drawn = outcome
         else:
             self._state = outcome.fork(outcome.key)
+
+
+def keys_of(jobs: Sequence[Generate]) -> Keys:
+    """The key of each job [N]: those of one site in one pass."""
+    site = jobs[0].site
+    if all([j._key is None and j.site == site for j in jobs]):
+        return fold_array(np.array([j.root for j in jobs], dtype=np.uint64), hash_text(site or ""))
+    return np.array([j.key for j in jobs], dtype=np.uint64)
 
 
 class Score:

@@ -66,32 +66,6 @@ def _hash(text: str) -> int:
 _hash_short = lru_cache(maxsize=65536)(_hash)
 
 
-_SALTS: dict[str, int] = {}
-"""By text: the word that `fold` mixes in for it."""
-
-
-def half(key: Key) -> int:
-    """The part of `fold(key, …)` that is the same whatever is folded in."""
-    return mix(key + GOLDEN)
-
-
-def fold_half(halved: int, text: str) -> Key:
-    """`fold(key, text)` of a key whose `half` is known: one mix in place of two.
-
-    >>> fold_half(half(1), "site") == fold(1, "site")
-    True
-    """
-    salt = _SALTS.get(text)
-    if salt is None:
-        if len(_SALTS) > 100_000:
-            _SALTS.clear()
-        salt = _SALTS[text] = (hash_text(text) * MUL2 + GOLDEN) & MASK
-    x = halved ^ salt
-    x = ((x ^ (x >> 30)) * MUL1) & MASK
-    x = ((x ^ (x >> 27)) * MUL2) & MASK
-    return x ^ (x >> 31)
-
-
 def fold(key: Key, *data: int | str) -> Key:
     """The child key of `key` for `data`.
 

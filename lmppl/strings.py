@@ -54,6 +54,7 @@ MARKS = 4096
 class StringDistribution(Distribution):
     """What `LM` and `Chat` share: everything but the context."""
 
+    asks = True
     __slots__ = ("_lm", "_options")
     _lm: LanguageModel | str | None
     _options: StringOptions
@@ -129,6 +130,12 @@ class StringDistribution(Distribution):
 
     def draw(self, key: Key, env: Env) -> Step[Draw]:
         """Ask for one string."""
+        job = self.ask(env)
+        job._key = key
+        return job
+
+    def ask(self, env: Env) -> Generate:
+        """The job of one string; whoever runs it says where its key comes from."""
         lm: Any = self._lm
         if lm is None:
             lm = env.models.get("default")
@@ -141,7 +148,7 @@ class StringDistribution(Distribution):
             finisher.check(self.kind, env)
             self._fits(lm, context, finisher.law.max_tokens)
         job = _make(Generate)  # its constructor, written out
-        job.maker, job.context, job.key = finisher, context, key
+        job.maker, job.context = finisher, context
         return job
 
     def _drawn(self, lm: LanguageModel) -> Finisher:

@@ -30,7 +30,7 @@ from lmppl.ledger import Ledger
 from lmppl.messages import Message
 from lmppl.messengers import placed
 from lmppl.proposals import check_proposal
-from lmppl.random import fold_half, half
+from lmppl.random import fold
 from lmppl.strands import Strand
 from lmppl.text import Text
 from lmppl.trace import Entry
@@ -98,10 +98,7 @@ class Answers(Faults, ABC):
                 m.value = placed(self.conditions[address], address)
                 self.used.add(address)
                 return self._step(p, s, m, self._score(m), new)
-            halved = p.half
-            if halved < 0:
-                halved = p.half = half(p.key)
-            return self._step(p, s, m, self.draws(p, m, fold_half(halved, address)), new)
+            return self._step(p, s, m, self.draws(p, m, fold(p.key, address)), new)
         if op == "observe":
             return self._step(p, s, m, self._score(m), new)
         if op == "reward":
@@ -172,7 +169,7 @@ class Answers(Faults, ABC):
             return True
         else:
             s.job = None
-            self._weigh(p, s, m, m.value, float(step), 0.0)
+            self.deliver(p, s, Draw(m.value, float(step), 0.0))
         return self._at_barrier(p, s, m)
 
     def _at_barrier(self, p: Particle, s: Strand, m: Message) -> bool:
@@ -184,39 +181,34 @@ class Answers(Faults, ABC):
         return True
 
     def deliver(self, p: Particle, s: Strand, d: Draw) -> None:
-        """Answer the pending sample site of a strand with a drawn value."""
+        """Answer the pending site of a strand: the value on the tape, its weight in the particle's."""
         m = s.pending
         if m is None:
             raise LmpplError("a draw was delivered to a particle that waits for none")
         value, logp, logq, restricted = d
-        address = m.address
-        if type(value) is Text:
-            if value.address != address or value._spans is not None:
-                fresh = value.address is None and value._origin[0] is not None
-                value = value.placed(address) if fresh else value.at(address)
-        elif isinstance(value, str):
-            value = Text(value, address=address)
-        if restricted:
-            self.restricted.add(address)
-        self._weigh(p, s, m, value, logp, logq)
-
-    def _weigh(
-        self, p: Particle, s: Strand, m: Message, value: Any, logp: float, logq: float
-    ) -> None:
-        address = m.address
+        op, address = m.op, m.address
+        if op == "sample":
+            if type(value) is Text:
+                if value.address != address or value._spans is not None:
+                    fresh = value.address is None and value._origin[0] is not None
+                    value = value.placed(address) if fresh else value.at(address)
+            elif isinstance(value, str):
+                value = Text(value, address=address)
+            if restricted:
+                self.restricted.add(address)
         if logp != logp or logp > 1e300:
             check_log_weight(logp, site=address, term="log-probability")
         if m.scale != 1.0 and not m.masked:
             logp *= m.scale
         # a masked site that is latent keeps its law; a masked observation arrives as 0
         weight = 0.0 if self.ignore_weights else logp - logq
-        plain = m.op == "sample" and m.proposal is None  # mostly: one call less
+        plain = op == "sample" and m.proposal is None  # mostly: one call less
         mark = m.dist.fingerprint if plain else m.fingerprint()
-        s.head = _new(Entry, (s.head, m.op, address, value, logp, logq, weight, mark, None, None))
+        s.head = _new(Entry, (s.head, op, address, value, logp, logq, weight, mark, None, None))
         if address not in self.sites:
             self.sites.add(address)
             self._meet(m, value)
-        if weight == NEG_INF or (logp == NEG_INF and not m.masked and m.op == "sample"):
+        if weight == NEG_INF or (logp == NEG_INF and not m.masked and op == "sample"):
             self.kill(p, address, excerpt(value, 60))
         else:
             p.logw += weight

@@ -18,14 +18,12 @@ from lmppl.weights import NEG_INF
 class Particle:
     """A partial trace with a log-weight and a lineage."""
 
-    __slots__ = ("dead", "death", "eve", "half", "index", "key", "logw", "retries", "strand")
+    __slots__ = ("dead", "death", "eve", "index", "key", "logw", "retries", "strand")
 
     def __init__(self, strand: Strand, key: Key, index: int) -> None:
         """A particle that has not started, with weight 1."""
         self.strand = strand
         self.key = key
-        self.half = -1
-        """`random.half` of its key, once a site has asked for it."""
         self.index = index
         self.eve = index
         """The particle of the first population that it descends from."""

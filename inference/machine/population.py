@@ -26,7 +26,7 @@ from lmppl.inference.machine.particles import Particle, fork_particle
 from lmppl.jobs import Effect, Env, Generate, Job
 from lmppl.ledger import Ledger
 from lmppl.messages import Message
-from lmppl.random import fold, fold_half, half
+from lmppl.random import fold
 from lmppl.strands import Launch, Strand
 from lmppl.trace import Entry
 from lmppl.types import Key
@@ -226,21 +226,19 @@ class Machine(Growing, Answers):
                 return
             try:
                 if message.op == "sample" and not message.done and not self.conditions:
-                    halved = p.half
-                    if halved < 0:
-                        halved = p.half = half(p.key)
-                    key = fold_half(halved, message.address)
+                    dist = message.dist
                     if self.usual and message.proposal is None:
-                        step = message.dist.draw(key, self.env)
+                        if dist.asks:
+                            step = s.job = dist.ask(self.env)
+                            step.owner, step.site = (p, s), message.address
+                            step.root = p.key
+                            step.ledger = self.ledger
+                            step.limit = self.limit
+                            new.append(step)
+                            return
+                        step = dist.draw(fold(p.key, message.address), self.env)
                     else:
-                        step = self.draws(p, message, key)
-                    if type(step) is Generate:
-                        s.job = step
-                        step.owner, step.site = (p, s), message.address
-                        step.ledger = self.ledger
-                        step.limit = self.limit
-                        new.append(step)
-                        return
+                        step = self.draws(p, message, fold(p.key, message.address))
                     waits = self._step(p, s, message, step, new)
                 elif message.op == "factor":
                     waits = self._factor(p, s, message)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -97,6 +97,9 @@ class Moving(Protocol):
 class Rejuvenation(Protocol):
     """Moves that leave the intermediate target invariant: `lmppl.inference.mcmc.trace_mh`."""
 
+    needs: ClassVar[tuple[str, ...]]
+    """What they ask of a model beside `logprobs`."""
+
     def begin(self, machine: Machine, population: list[Particle]) -> Moving:
         """Follow the paths of a new population."""
 
@@ -142,8 +145,8 @@ class SMC(Engine):
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Moves score what they keep, and strings that stop in their middle go on from their ids."""
-        moves = ("scores_text",) if self.rejuvenate is not None else ()
+        """Those of its moves; strings that stop in their middle go on from their ids."""
+        moves = self.rejuvenate.needs if self.rejuvenate is not None else ()
         inside = ("token_ids",) if isinstance(self.resample_at, tokens) else ()
         return ("logprobs", *moves, *inside)
 
@@ -293,5 +296,5 @@ def _heir(machine: Machine, parent: Particle, key: Key, slot: int) -> Particle:
     s = parent.strand
     if s.job is not None or s.branches is not None or s.nested is not None:
         return machine.fork(parent, key, slot, frames=True)
-    parent.key, parent.half, parent.index, parent.retries = key, -1, slot, 0
+    parent.key, parent.index, parent.retries = key, slot, 0
     return parent

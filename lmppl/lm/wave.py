@@ -19,7 +19,7 @@ from lmppl.lm.base import Drawn, LanguageModel
 from lmppl.lm.block import Columns, watched
 from lmppl.lm.generate import StringLaw, StringState, completes_stop
 from lmppl.random import Chance, fold_array
-from lmppl.types import Bools, Ids, Ints
+from lmppl.types import Bools, Ids, Ints, Keys
 from lmppl.weights import NEG_INF
 
 
@@ -49,7 +49,7 @@ def draw_whole(
     lm: LanguageModel,
     law: StringLaw,
     contexts: Sequence[Ids],
-    keys: Sequence[int],
+    keys: Keys,
     chance: Chance,
     made: Made,
 ) -> Wave:
@@ -66,12 +66,12 @@ def draw_whole(
     n = len(contexts)
     if lm.draws_strings or (lm.bounded and lm.fits(contexts, [law.max_tokens] * n) < n):
         # the token loop is the model's own: a server, or more strings than fit
-        states = [StringState(law, c, k) for c, k in zip(contexts, keys, strict=True)]
+        states = [StringState(law, c, k) for c, k in zip(contexts, keys.tolist(), strict=True)]
         passes = lm.advance(states, chance, None)
         results = [made(s.ids, s.logps, s.logw, s.logq, s.finish) for s in states]
         return Wave(results, [len(s.ids) for s in states], passes)
     rows = lm.open(contexts)
-    noise, laws = np.array(keys, dtype=np.uint64), [law.token] * n
+    noise, laws = keys, [law.token] * n
     record = _Record(lm, law, n)
     while True:
         drawn = rows.draw(fold_array(noise, record.columns.steps), laws, None, chance)

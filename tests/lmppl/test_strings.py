@@ -27,7 +27,7 @@ from lmppl.errors import (
     UnsupportedValue,
 )
 from lmppl.inference import SMC, Enumerate, Importance, infer
-from lmppl.jobs import Draw, Env
+from lmppl.jobs import Draw, Env, Generate, keys_of
 from lmppl.ledger import Ledger
 from lmppl.lm.base import Capabilities
 from lmppl.lm.table import TableLM
@@ -704,3 +704,18 @@ def test_a_model_named_in_a_program_is_loaded_once(
     model()
     infer(model, engine=SMC(4))
     assert len(reads) == 1
+
+
+def test_a_job_without_a_key_has_that_of_its_particle_and_site() -> None:
+    """`keys_of` a batch, mixed sites and given keys among them, are the keys one by one."""
+    env = Env(models={"default": AB})
+    for sites in (("x", "x", "x"), ("x", "y", "x")):
+        jobs = [LM("a", max_tokens=1).ask(env) for _ in sites]
+        for n, (job, site) in enumerate(zip(jobs, sites, strict=True)):
+            job.root, job.site = fold(7, n), site
+        expected = [fold(job.root, site) for job, site in zip(jobs, sites, strict=True)]
+        assert keys_of(jobs).tolist() == expected
+        assert [job.key for job in jobs] == keys_of(jobs).tolist() == expected
+    given = LM("a", max_tokens=1).draw(5, env)
+    assert isinstance(given, Generate)
+    assert keys_of([jobs[0], given]).tolist() == [jobs[0].key, 5]
