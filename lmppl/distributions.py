@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -125,6 +126,10 @@ def fingerprint_of(value: Any) -> int:
     return hash_text(f"{type(value).__module__}.{type(value).__qualname__}")
 
 
+_PLAIN = {str, int, float, bool}
+"""Types whose values are told apart by `repr`."""
+
+
 class Categorical(Distribution):
     """A law over listed values.
 
@@ -203,8 +208,8 @@ class Categorical(Distribution):
     def fingerprint(self) -> int:
         """Of values and weights."""
         if self._fingerprint is None:
-            if all(type(v) in (str, int, float, bool) for v in self.values):
-                self._fingerprint = hash_text(f"{self.kind}{self.values!r}{self.log_weights!r}")
+            if _PLAIN.issuperset(map(type, self.values)):
+                self._fingerprint = _mark(self.kind, repr(self.values), tuple(self.log_weights))
             else:
                 self._fingerprint = fold(
                     hash_text(self.kind),
@@ -212,6 +217,12 @@ class Categorical(Distribution):
                     fingerprint_of(self.log_weights),
                 )
         return self._fingerprint
+
+
+@lru_cache(maxsize=4096)
+def _mark(kind: str, values: str, log_weights: tuple[float, ...]) -> int:
+    """The fingerprint of a finite law, which particles make again and again."""
+    return hash_text(f"{kind}{values}{[*log_weights]!r}")
 
 
 def _frozen(value: Any) -> Any:
