@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from lmppl.context import local
@@ -23,6 +24,7 @@ class ProgramFunction(Generic[P, R]):
     """A function that engines can run; called plainly, it samples itself eagerly."""
 
     __name__: str
+    __qualname__: str
 
     def __init__(self, fn: Callable[P, R], needs: Needs = ()) -> None:
         """Refuse what cannot be suspended and replayed."""
@@ -48,6 +50,14 @@ class ProgramFunction(Generic[P, R]):
                 active.is_async = True
         context = EagerContext(plain_key())
         return context.enter(self.fn, args, kwargs)  # type: ignore[no-any-return]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """In a class: a method, whose first argument is the object."""
+        return self if instance is None else MethodType(self, instance)
+
+    def __reduce__(self) -> str:
+        """Pickled by its name, as a function is."""
+        return self.__qualname__
 
     def __repr__(self) -> str:
         return f"<program {getattr(self.fn, '__qualname__', self.fn)}>"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -508,3 +510,49 @@ def test_traces_read_well() -> None:
     assert "sample x = 1" in repr(t.site("x")) and "<table" in t._repr_html_()
     with pytest.raises(KeyError):
         t["nothing"]
+
+
+# -- programs as Python objects -------------------------------------------------------------------
+
+
+@program
+def coin() -> bool:
+    """A site at the top of a module, where pickle finds it."""
+    return bool(sample("side", Bernoulli(0.3)))
+
+
+class Agent:
+    """Programs may be methods."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    @program
+    def heads(self, n: int) -> int:
+        """Their object is the first argument."""
+        return sum(sample("side", Bernoulli(self.p)) for _ in range(n))
+
+    @program
+    async def slow(self) -> bool:
+        """Async ones too."""
+        return bool(await sample("side", Bernoulli(self.p)))
+
+
+def test_a_method_is_a_program_of_its_object() -> None:
+    agent = Agent(0.3)
+    for posterior in (
+        infer(agent.heads, 3, engine=Enumerate()),
+        infer(Agent.heads, agent, 3, engine=Enumerate()),
+    ):
+        expected = [math.comb(3, k) * 0.3**k * 0.7 ** (3 - k) for k in range(4)]
+        assert [posterior.marginal()[k] for k in range(4)] == pytest.approx(expected)
+    assert infer(agent.slow, engine=Enumerate()).marginal()[True] == pytest.approx(0.3)
+    assert agent.heads(5) in range(6)
+
+
+def test_programs_and_posteriors_can_be_copied_and_pickled() -> None:
+    posterior = infer(coin, engine=SMC(20), seed=0)
+    assert pickle.loads(pickle.dumps(coin)) is coin is copy.deepcopy(coin)
+    for again in (pickle.loads(pickle.dumps(posterior)), copy.deepcopy(posterior)):
+        assert again.log_evidence == posterior.log_evidence
+        assert again.marginal() == posterior.marginal()
