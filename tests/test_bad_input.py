@@ -55,6 +55,7 @@ from lmppl.distributions import Distribution
 from lmppl.errors import LmpplError, LmpplWarning
 from lmppl.inference import (
     SMC,
+    Block,
     Enumerate,
     Forward,
     Importance,
@@ -1045,6 +1046,9 @@ def no_model() -> Any:
     infer(lambda: sample("x", LM("p")), engine=ONE, lm=42)
 
 
+BLANK = program(lambda trace: None)
+
+
 def silent() -> TableLM:
     lm = TableLM(["a", "b", "<eos>"], {(): [0.4, 0.4, 0.2]}, name="silent")
     lm.capabilities = Capabilities(
@@ -1068,7 +1072,7 @@ def engine_needs_scores_of_texts() -> Any:
     lm = silent()
     lm.capabilities = Capabilities(scores_text=False, empty_context=True)
     try:
-        infer(lambda: sample("x", LM("")), engine=MetropolisHastings(steps=4), lm=lm)
+        infer(lambda: sample("x", LM("")), engine=MetropolisHastings(4, Block(BLANK)), lm=lm)
     finally:
         if lm.usage.passes:
             raise RuntimeError("tokens were drawn before the check")

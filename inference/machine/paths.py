@@ -12,7 +12,8 @@ filter replays nothing and calls no language model: at barrier t it *is* its t-t
 
 log q is the density of the law that a site is *drawn* from, which is not its target where sampling
 settings or a proposal are given; `drawn_law` says which distribution scores it. Where none does
-(top-p, masks of a regex), a value cannot be kept in another context, and is drawn anew.
+(top-p, masks of a regex, a model that scores no text), a value cannot be kept in another context, and
+is drawn anew.
 
 With barriers inside strings, what happens between two of them is a *chunk* of each string: its next
 tokens, and whether it ended. `Given.chunks` has chunks in place of values, and a string takes their
@@ -31,7 +32,7 @@ from lmppl.errors import BadArgument, LmpplError, excerpt
 from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.jobs import Draw, Generate
+from lmppl.jobs import Draw, Env, Generate
 from lmppl.messages import Message
 from lmppl.messengers import placed
 from lmppl.mixture import Mixture
@@ -184,6 +185,15 @@ def drawn_law(dist: Distribution, proposal: Distribution | None) -> Distribution
     return source._with(source._altered(law._replace(token=token, power=1.0)))
 
 
+def scores(law: Distribution, env: Env) -> bool:
+    """Whether the model that a law is about scores given texts."""
+    if isinstance(law, Mixture):
+        return all(scores(c, env) for c in law.components)
+    if isinstance(law, StringDistribution):
+        return env.model(law._lm).capabilities.scores_text
+    return True
+
+
 @dataclass
 class Given:
     """What one particle is given, and what it drew by itself."""
@@ -212,7 +222,7 @@ class Script:
     def __call__(self, p: Particle, m: Message, key: Key) -> Any:
         """The value that is given, scored; else a draw."""
         law = drawn_law(m.dist, m.proposal)
-        self.rigid[m.fingerprint()] = law is None
+        rigid = self.rigid[m.fingerprint()] = law is None or not scores(law, self.machine.env)
         given = self.given.get(p)
         if given is None:
             return self.machine._draw(p, m, key)
@@ -221,7 +231,7 @@ class Script:
         if given.chunks is not None and isinstance(source, StringDistribution):
             return self._followed(p, m, key, given, given.chunks.get(address))
         keeps = address in given.values and address not in given.anew
-        if keeps and (law is not None or given.strict):
+        if keeps and (given.strict or not rigid):
             given.used.add(address)
             return self._scored(m, law, given.values[address])
         if given.strict:

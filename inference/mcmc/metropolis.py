@@ -52,7 +52,6 @@ class MetropolisHastings(Engine):
     True
     """
 
-    needs = ("logprobs", "scores_text")  # what is kept is scored in its new context
     steps: int = 1000
     proposal: Proposal = SingleSite()  # noqa: RUF009
     burn_in: int = 0
@@ -60,6 +59,11 @@ class MetropolisHastings(Engine):
     particles: int = 16
     start: Mapping[str, Any] | None = None
     _filter: SMC = field(init=False, repr=False, compare=False)
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the proposal's moves."""
+        return ("logprobs", *self.proposal.needs)
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -112,6 +112,8 @@ class Block(Proposal):
     1
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("scores_text",)
+    """Texts that it proposes are scored, there and back."""
     program: Callable[[Trace], Any]
     steps: int = 1
 

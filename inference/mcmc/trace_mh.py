@@ -12,7 +12,8 @@ A proposal makes x' from x by running the program from one of x's barriers with 
             + Σ log q of x's values that x' does not keep  - Σ log q of those drawn for x'
 
 K counts what the proposal chose among. A kept value is scored where its context may have changed,
-and drawn anew where the law it is drawn from scores no given text (top-p, a regex). An inference
+and drawn anew where the law it is drawn from scores no given text (top-p, a regex, a model without
+`scores_text`). An inference
 inside the program after the barrier is run again: its draws are part of the trace, and proposed
 from their own law. Every move leaves γ / Z invariant. Inside a filter, at time t, it leaves the
 intermediate target γ_t · h of the unfinished traces invariant, and particles keep their weight w · h:
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -90,6 +91,8 @@ class Proposal:
     """How a chain moves; subclasses are the rows of the table."""
 
     steps: int
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What its moves ask of a model beside `logprobs` (`lmppl.lm.needs`)."""
 
     @abstractmethod
     def plan(self, machine: Machine, x: Node, key: Key) -> Jobs:

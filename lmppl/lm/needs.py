@@ -22,7 +22,7 @@ from lmppl.lm.base import Capabilities, LanguageModel
 NAMES = tuple(f.name for f in fields(Capabilities))
 FIXES = {
     "logprobs": "use engine=Forward() or Greedy()",
-    "scores_text": "use an engine that scores no text, as SMC() and Importance(), or another model",
+    "scores_text": "use an engine or a proposal that scores no text, as SMC() or Suffix(), or another model",
     "token_ids": "leave tokens(k) out: particles then stop between strings",
 }
 """What to do where an engine asks in vain."""

@@ -30,6 +30,7 @@ from lmppl.inference import (
     tokens,
 )
 from lmppl.inference.smc.without_replacement import keep
+from lmppl.lm.base import Capabilities
 from lmppl.lm.table import TableLM
 from lmppl.testing import LawBroken, assert_properly_weighted, check_keys, outcomes
 
@@ -59,6 +60,31 @@ CHAINS: tuple[Engine, ...] = (
 @pytest.mark.parametrize("name", ["calculator", "chosen", "listed_proposal", "regexed", "observed"])
 def test_chains(programs: ModuleType, name: str, engine: Engine) -> None:
     weigh(programs, name, engine)
+
+
+@program
+def linked() -> Any:
+    """The second string has the first one as its context."""
+    x = sample("x", LM("", max_tokens=1))
+    y = sample("y", LM(x, max_tokens=1))
+    factor("like", 0.8 * (x == y))
+    return x, y
+
+
+@pytest.mark.parametrize("proposal", [SingleSite(), Suffix()], ids=repr)
+def test_chains_of_a_model_that_scores_no_text(proposal: Any) -> None:
+    """What it could not score in another context is drawn anew."""
+    lm = TableLM.random(["a", "b", "<eos>"], seed=5)
+    lm.capabilities = Capabilities(scores_text=False, empty_context=True)
+    words = ["a", "b", ""]
+    first, *later = lm.open([(), (0,), (1,), ()]).log_probs()
+    exact = {
+        (x, y): math.exp(first[u] + later[u][v] + 0.8 * (x == y))
+        for u, x in enumerate(words)
+        for v, y in enumerate(words)
+    }
+    engine = MetropolisHastings(steps=1, particles=1, proposal=proposal)
+    assert_properly_weighted(linked, engine=engine, lm=lm, exact=exact, atol=ATOL)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from lmppl import handlers as H
 from lmppl.errors import BadArgument, CapabilityError
 from lmppl.inference import (
     SMC,
+    Block,
     Engine,
     Forward,
     Importance,
@@ -23,6 +24,7 @@ from lmppl.inference import (
     ParticleGibbs,
     ParticleMarginalMH,
     SingleSite,
+    Suffix,
     infer,
     infer_many,
     tokens,
@@ -83,11 +85,17 @@ def test_a_model_that_a_site_holds_itself_is_asked_there() -> None:
     assert len(infer(lambda: sample("x", LM("a", max_tokens=2, lm=lm)), engine=Forward(2))) == 2
 
 
+@program
+def again(trace: Any) -> None:
+    """Proposes the string anew."""
+    sample("x", LM("b", max_tokens=2))
+
+
 @pytest.mark.parametrize(
     ("engine", "need"),
     [
-        (MetropolisHastings(4), "scores_text"),
-        (SMC(4, rejuvenate=SingleSite()), "scores_text"),
+        (MetropolisHastings(4, proposal=Block(again)), "scores_text"),
+        (SMC(4, rejuvenate=Block(again)), "scores_text"),
         (ParticleGibbs(4, sweeps=2, ancestor_sampling=True), "scores_text"),
         (SMC(4, resample_at=tokens(2)), "token_ids"),
         (ParticleGibbs(4, sweeps=2, resample_at=tokens(2)), "token_ids"),
@@ -103,7 +111,16 @@ def test_what_an_engine_will_ask_is_known_at_once(engine: Engine, need: str) -> 
 
 
 @pytest.mark.parametrize(
-    "engine", [SMC(4), ParticleGibbs(4, sweeps=2), ParallelTempering(sweeps=2), Forward(2)]
+    "engine",
+    [
+        SMC(4),
+        ParticleGibbs(4, sweeps=2),
+        ParallelTempering(sweeps=2),
+        Forward(2),
+        MetropolisHastings(4),
+        MetropolisHastings(4, proposal=Suffix()),
+        SMC(4, rejuvenate=SingleSite()),
+    ],
 )
 def test_other_settings_ask_for_less(engine: Engine) -> None:
     lm = poor(scores_text=False, token_ids=False)
