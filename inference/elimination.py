@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 
 from lmppl.eager import EagerContext
-from lmppl.errors import BadArgument
 from lmppl.graphs.factors.elimination import MOST_ENTRIES, CliqueTree, TooWide
 from lmppl.graphs.factors.loopy import Loopy, guided_draw, propagate
 from lmppl.graphs.factors.program_tables import ABSENT, Tables, tables_from
 from lmppl.graphs.structure.rescoring import run_effect
 from lmppl.graphs.structure.scopes import RESULT, Program, identity
+from lmppl.inference.arguments import check_integers
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.estimates import Estimate, Marginal
@@ -79,11 +79,9 @@ class Elimination(Engine):
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_particles(self.draws)
-        if self.most < 2 or self.probes < 1 or self.exhaustive < 0:
-            raise BadArgument(
-                "Elimination needs most ≥ 2, probes ≥ 1 and exhaustive ≥ 0",
-                fix="write Elimination(draws=256)",
-            )
+        check_integers("Elimination", 2, most=self.most)
+        check_integers("Elimination", probes=self.probes)
+        check_integers("Elimination", 0, exhaustive=self.exhaustive)
 
     def target(self, program: Any = None) -> str:
         """The law of the weighted traces."""

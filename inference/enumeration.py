@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
@@ -47,8 +47,8 @@ class Enumerate(Engine):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.max_traces < 1 or self.wave < 1 or not 0.0 <= self.min_mass < 1.0:
-            raise BadArgument("Enumerate needs max_traces ≥ 1, wave ≥ 1 and 0 ≤ min_mass < 1")
+        check_integers("Enumerate", max_traces=self.max_traces, wave=self.wave)
+        check_numbers("Enumerate", 0.0, below=1.0, min_mass=self.min_mass)
 
     def target(self, program: Any = None) -> str:
         """The law of the weighted traces."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.errors import BadArgument, UnboundedWeight
+from lmppl.errors import UnboundedWeight
+from lmppl.inference.arguments import check_integers, check_numbers
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
@@ -44,14 +45,10 @@ class Rejection(Engine):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_particles(self.samples)
+        check_integers("Rejection", 2, samples=self.samples)  # the evidence needs two
+        check_integers("Rejection", max_tries=self.max_tries)
         check_particles(self.batch)
-        if self.samples < 2:
-            raise BadArgument(
-                f"samples must be at least 2, got {self.samples!r}", fix="the evidence needs two"
-            )
-        if not math.isfinite(self.log_bound):
-            raise BadArgument(f"log_bound must be finite, got {self.log_bound!r}")
+        check_numbers("Rejection", log_bound=self.log_bound)
 
     def target(self, program: Any = None) -> str:
         """The law of the traces."""

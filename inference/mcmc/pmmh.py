@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_functions, check_names
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.particles import Particle
@@ -86,11 +87,8 @@ class ParticleMarginalMH(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if isinstance(self.sites, str) or not self.sites:
-            raise BadArgument(
-                f"sites must be a list of addresses, got {self.sites!r}",
-                fix='write sites=["theta"]',
-            )
+        check_names("ParticleMarginalMH", sites=self.sites)
+        check_functions("ParticleMarginalMH", proposal=self.proposal, prior=self.prior)
         check_count("burn_in", self.burn_in, 0)
         check_count("steps", self.steps, self.burn_in + 1)
         check_count("starts", self.starts, 1)

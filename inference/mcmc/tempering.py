@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import as_numbers, check_mappings
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.paths import Node, forced
@@ -66,7 +67,7 @@ class ParallelTempering(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        ladder = tuple(self.temperatures)
+        ladder = as_numbers("ParallelTempering", temperatures=self.temperatures)
         falling = all(hot > cold for hot, cold in zip(ladder, ladder[1:], strict=False))
         if not ladder or ladder[-1] != 1.0 or not falling:
             raise BadArgument(
@@ -80,8 +81,8 @@ class ParallelTempering(Engine):
         object.__setattr__(self, "_filter", settings)
         check_count("burn_in", self.burn_in, 0)
         check_count("sweeps", self.sweeps, self.burn_in + 1)
-        if self.start is not None and len(self.start) != len(ladder):
-            raise BadArgument(f"{len(self.start)} starts for {len(ladder)} temperatures")
+        if self.start is not None:
+            check_mappings("ParallelTempering", len(ladder), start=self.start)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]

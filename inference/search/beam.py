@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, of_nodes
-from lmppl.inference.search.nodes import Node, Request, check_positive, check_search
+from lmppl.inference.search.nodes import Node, Request, check_search
 from lmppl.inference.search.token_beam import token_beam
 from lmppl.inference.search.tree import Tree
 from lmppl.inference.smc.particle_filter import tokens
@@ -77,15 +78,14 @@ class Beam(Engine):
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
-        check_positive(name, width=self.width, expand=self.expand, groups=self.groups)
-        check_search(name, self.rank, self.children, self.guide)
+        check_integers(name, width=self.width, expand=self.expand, groups=self.groups)
+        check_search(name, self.rank, self.children, self.guide, self.actions)
+        check_numbers(name, 0.0, temperature=self.temperature)
         if self.width % self.groups:
             raise BadArgument(
                 f"{name}: {self.groups} groups do not divide width={self.width}",
                 fix="write width=8, groups=4: two nodes in each subtree",
             )
-        if not self.temperature >= 0.0:
-            raise BadArgument(f"{name}: temperature must be at least 0, got {self.temperature!r}")
         if self.at is not None and not isinstance(self.at, tokens):
             raise BadArgument(f"{name}: at must be tokens(k), got {self.at!r}", fix="at=tokens(8)")
         if self.at is not None and (self.groups > 1 or self.actions or self.children == "all"):

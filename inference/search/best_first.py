@@ -24,11 +24,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmppl.inference.arguments import check_integers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, of_nodes
-from lmppl.inference.search.nodes import Node, Request, check_positive, check_search
+from lmppl.inference.search.nodes import Node, Request, check_search
 from lmppl.inference.search.tree import Tree
 from lmppl.weights import NEG_INF
 
@@ -60,14 +61,14 @@ class BestFirst(Engine):
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
-        check_positive(
+        check_integers(
             name,
             expand=self.expand,
             solutions=self.solutions,
             budget=self.budget,
             wave=self.wave,
         )
-        check_search(name, "joint", self.children, self.guide)
+        check_search(name, "joint", self.children, self.guide, self.actions)
 
     def target(self, program: Any = None) -> str:
         """What is returned."""

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.cluster import shares
 from lmppl.inference.search.found import LAW, found
-from lmppl.inference.search.nodes import Node, Request, check_positive
+from lmppl.inference.search.nodes import Node, Request
 from lmppl.inference.search.tree import Tree
 from lmppl.random import draw, fold
 from lmppl.text import Text
@@ -65,9 +65,10 @@ class Foresight(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_positive("Foresight", width=self.width, expand=self.expand)
-        if not (self.temperature > 0 and self.clusters >= 0 and 0 < self.agree <= 1):
-            raise BadArgument("Foresight needs temperature > 0, clusters ≥ 0 and 0 < agree ≤ 1")
+        check_integers("Foresight", width=self.width, expand=self.expand)
+        check_integers("Foresight", 0, clusters=self.clusters, least=self.least)
+        check_numbers("Foresight", above=0.0, temperature=self.temperature, spread=self.spread)
+        check_numbers("Foresight", 0.0, 1.0, above=0.0, agree=self.agree)
 
     def target(self, program: Any = None) -> str:
         """What is returned."""

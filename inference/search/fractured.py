@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import run_steps
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import found
-from lmppl.inference.search.nodes import WAITING, check_positive, waiting
+from lmppl.inference.search.nodes import WAITING, waiting
 from lmppl.jobs import Draw
 from lmppl.random import fold
 from lmppl.strands import Strand
@@ -47,7 +48,7 @@ class Fractured(Engine):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_positive("Fractured", particles=self.particles, cuts=self.cuts, answers=self.answers)
+        check_integers("Fractured", particles=self.particles, cuts=self.cuts, answers=self.answers)
 
     def target(self, program: Any = None) -> str:
         """What is returned."""

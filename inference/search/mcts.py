@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_functions, check_integers, check_known, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, found
-from lmppl.inference.search.nodes import Node, Request, check_positive, check_search
+from lmppl.inference.search.nodes import Node, Request, check_search
 from lmppl.inference.search.refine import likelihood
 from lmppl.inference.search.tree import Tree
 from lmppl.trace import Trace
@@ -82,13 +83,11 @@ class MCTS(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_positive("MCTS", simulations=self.simulations, batch=self.batch, expand=self.expand)
-        check_search("MCTS", "joint", self.children, self.guide)
-        if self.backup not in ("mean", "max"):
-            raise BadArgument(
-                f'MCTS: backup must be "mean" or "max", got {self.backup!r}',
-                fix='write backup="mean"',
-            )
+        check_integers("MCTS", simulations=self.simulations, batch=self.batch, expand=self.expand)
+        check_search("MCTS", "joint", self.children, self.guide, self.actions)
+        check_numbers("MCTS", 0.0, exploration=self.exploration)
+        check_functions("MCTS", score=self.score)
+        check_known("MCTS", ("mean", "max"), backup=self.backup)
         if not self.rollout and self.guide is None:
             raise BadArgument("MCTS: rollout=False needs a guide", fix="give guide=")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-from lmppl.errors import BadArgument, excerpt
+from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_actions, check_known
 from lmppl.inference.guide import Guide
 from lmppl.inference.machine.particles import Particle
 from lmppl.strands import Strand
@@ -112,27 +113,11 @@ def same_value(value: Any, tokens: bool = True) -> Hashable:
     return (type(value).__name__, value)
 
 
-def check_positive(engine: str, **numbers: Any) -> None:
-    """Positive integers, or an error that names the one that is not."""
-    for name, n in numbers.items():
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise BadArgument(
-                f"{engine}: {name} must be a positive integer, got {excerpt(n, 40)}",
-                fix=f"write {name}=4",
-            )
-
-
-def check_search(engine: str, rank: str, children: str, guide: Any) -> None:
+def check_search(engine: str, rank: str, children: str, guide: Any, actions: Any = None) -> None:
     """The arguments that many search engines share."""
-    for name, value, known in (
-        ("rank", rank, ("joint", "guide")),
-        ("children", children, ("auto", "all", "sample")),
-    ):
-        if value not in known:
-            raise BadArgument(
-                f"{engine}: {name} must be one of {', '.join(known)}, got {excerpt(value, 40)}",
-                fix=f'write {name}="{known[0]}"',
-            )
+    check_known(engine, ("joint", "guide"), rank=rank)
+    check_known(engine, ("auto", "all", "sample"), children=children)
+    check_actions(engine, actions)
     Guide.of(guide)
     if rank == "guide" and guide is None:
         raise BadArgument(

@@ -24,7 +24,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmppl.errors import BadArgument, excerpt
+from lmppl.inference.arguments import (
+    check_actions,
+    check_functions,
+    check_integers,
+    check_known,
+    check_word,
+)
 from lmppl.inference.base import Engine
 from lmppl.inference.checks import check_call
 from lmppl.inference.machine.particles import Particle
@@ -33,7 +39,6 @@ from lmppl.inference.search.abmcts import ABMCTS_A
 from lmppl.inference.search.abmcts_mixed import ABMCTS_M
 from lmppl.inference.search.allocator import Trial
 from lmppl.inference.search.found import found
-from lmppl.inference.search.nodes import check_positive
 from lmppl.inference.search.priors import BetaPrior, Relative
 from lmppl.inference.search.results import ResultTree
 from lmppl.inference.search.wider_deeper import WiderDeeper
@@ -82,12 +87,11 @@ class ABMCTS(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_positive("ABMCTS", nodes=self.nodes, batch=self.batch)
-        if self.posterior not in KINDS:
-            raise BadArgument(
-                f"ABMCTS: posterior must be one of {', '.join(KINDS)}, got {excerpt(self.posterior)}",
-                fix='write posterior="nix2"',
-            )
+        check_integers("ABMCTS", nodes=self.nodes, batch=self.batch)
+        check_known("ABMCTS", tuple(KINDS), posterior=self.posterior)
+        check_word("ABMCTS", parent=self.parent)
+        check_functions("ABMCTS", score=self.score)
+        check_actions("ABMCTS", self.actions)
         self._tree(0)
 
     def target(self, program: Any = None) -> str:

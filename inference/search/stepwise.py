@@ -21,12 +21,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, of_nodes
-from lmppl.inference.search.nodes import Node, Request, check_positive, check_search
+from lmppl.inference.search.nodes import Node, Request, check_search
 from lmppl.inference.search.tree import Tree
 
 
@@ -54,13 +54,10 @@ class StepGreedy(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_positive("StepGreedy", expand=self.expand)
-        check_search("StepGreedy", self.rank, self.children, self.guide)
-        if not self.margin >= 0.0 or self.backtracks < 0:
-            raise BadArgument(
-                f"StepGreedy: margin and backtracks must be at least 0, got {self.margin!r} and "
-                f"{self.backtracks!r}"
-            )
+        check_integers("StepGreedy", expand=self.expand)
+        check_search("StepGreedy", self.rank, self.children, self.guide, self.actions)
+        check_numbers("StepGreedy", 0.0, infinite=True, margin=self.margin)
+        check_integers("StepGreedy", 0, backtracks=self.backtracks)
 
     def target(self, program: Any = None) -> str:
         """What is returned."""

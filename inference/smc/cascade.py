@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.answers import Stop
@@ -80,8 +80,7 @@ class Cascade(Engine):
         """Check the arguments."""
         check_particles(self.particles)
         SMC(self.particles, resample_at=self.resample_at, guide=self.guide)
-        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 0:
-            raise BadArgument(f"most must be an integer of at least 0, got {self.most!r}")
+        check_integers("Cascade", 0, most=self.most)
         tokens(self.chunk)
 
     def target(self, program: object = None) -> str:

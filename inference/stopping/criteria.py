@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_numbers
 from lmppl.inference.stopping.rules import (
     Rule,
     Values,
@@ -42,8 +43,7 @@ class BetaMajority(Rule):
 
     def __post_init__(self) -> None:
         """Check the level."""
-        if not 0.5 <= self.level < 1.0:
-            raise BadArgument(f"level must be in [0.5, 1), got {self.level!r}")
+        check_numbers("BetaMajority", 0.5, below=1.0, level=self.level)
 
     def step(self, data: Any, values: Values) -> tuple[Any, Why]:
         """The two largest counts, in whatever order they come."""

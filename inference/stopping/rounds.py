@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_functions, check_word
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.checks import check_call
 from lmppl.inference.forward import Forward
@@ -85,6 +86,8 @@ class Rounds(Engine):
                 "Rounds needs an engine and a rule", fix="write Rounds(Forward(4), Secretary(8))"
             )
         check_particles(self.most)
+        check_word("Rounds", earlier=self.earlier)
+        check_functions("Rounds", key=self.key, same=self.same)
 
     def target(self, program: Any = None) -> str:
         """The law of the weighted traces."""

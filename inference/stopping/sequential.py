@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_functions, check_known, check_numbers
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.forward import Forward
 from lmppl.inference.importance import Importance
@@ -115,8 +116,10 @@ class Sequential(Engine):
                 fix='write Sequential(Forward(4), BetaMajority() | Threshold("draws", at_least=64))',
             )
         check_particles(self.most)
-        if not self.growth >= 1.0:
-            raise BadArgument(f"growth must be at least 1, got {self.growth!r}")
+        check_numbers("Sequential", 1.0, growth=self.growth)
+        check_functions("Sequential", key=self.key, same=self.same, keep=self.keep)
+        if self.of is not None and not isinstance(self.of, str):
+            check_functions("Sequential", of=self.of)
         if self.batch is not None:
             check_particles(self.batch)
             if not (is_dataclass(self.engine) and hasattr(self.engine, "particles")):
@@ -218,11 +221,8 @@ class Adaptive(Engine):
         """Check the arguments, those of the engine it stands for too."""
         check_particles(self.particles)
         check_particles(self.batch)
-        if self.rule not in ("beta", "certainty", "window"):
-            raise BadArgument(
-                f'rule must be "beta", "certainty" or "window", got {self.rule!r}',
-                fix="give Sequential a rule of your own",
-            )
+        check_known("Adaptive", ("beta", "certainty", "window"), rule=self.rule)
+        check_numbers("Adaptive", 0.0, 1.0, level=self.level)
         _ = self.sequential
 
     @property

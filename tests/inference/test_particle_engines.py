@@ -416,7 +416,7 @@ def test_acceptance_is_reported(programs: ModuleType) -> None:
         (lambda: MetropolisHastings(5, proposal=lambda t: t), "is none"),  # type: ignore[arg-type]
         (lambda: SMC(4, rejuvenate=3), "moves no particles"),  # type: ignore[arg-type]
         (lambda: Temper("hot"), "no rule"),
-        (lambda: ParticleMarginalMH("theta"), "list of addresses"),
+        (lambda: ParticleMarginalMH("theta"), "list of different names"),
         (lambda: Block("x"), "needs a program"),  # type: ignore[arg-type]
         (lambda: Cascade(4, most=-1), "most must be"),
     ],

@@ -22,6 +22,7 @@ from lmppl.inference.machine import answers
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.smc import particle_filter, resampling
+from lmppl.jobs import Draw
 from lmppl.lm.generate import StringState
 from lmppl.random import Argmax, Chance, draw, fold
 from lmppl.trace import Trace
@@ -61,14 +62,16 @@ Weigh = Callable[[Any, float, float], tuple[float, float]]
 
 def _weigh(patch: Patch, change: Weigh) -> None:
     """Change (log p, log q) of every sample site before they are weighed."""
-    real = answers.Answers._weigh
+    real = answers.Answers.deliver
 
-    def weigh(self: Any, p: Any, s: Any, m: Any, value: Any, logp: float, logq: float) -> None:
+    def deliver(self: Any, p: Any, s: Any, d: Draw) -> None:
+        m = s.pending
         if m.op == "sample":
-            logp, logq = change((s, m, value), logp, logq)
-        real(self, p, s, m, value, logp, logq)
+            logp, logq = change((s, m, d.value), d.logp, d.logq)
+            d = d._replace(logp=logp, logq=logq)
+        real(self, p, s, d)
 
-    patch.setattr(answers.Answers, "_weigh", weigh)
+    patch.setattr(answers.Answers, "deliver", deliver)
 
 
 @mutant(1)

@@ -385,11 +385,11 @@ def test_fractured_corners_and_costs() -> None:
         (lambda: Beam(width=5, groups=2), "2 groups do not divide width=5"),
         (lambda: Beam(rank="prm"), "rank must be one of joint, guide"),
         (lambda: Beam(guide=3), "guide must be a function"),  # type: ignore[arg-type]
-        (lambda: MCTS(backup="min"), 'backup must be "mean" or "max"'),
+        (lambda: MCTS(backup="min"), "backup must be one of mean, max"),
         (lambda: MCTS(rollout=False), "rollout=False needs a guide"),
         (lambda: ABMCTS(posterior="nuts"), "posterior must be one of nix2, beta, relative, mixed"),
-        (lambda: StepGreedy(margin=-1.0), "margin and backtracks must be at least 0"),
-        (lambda: Foresight(temperature=0.0), "Foresight needs temperature > 0"),
+        (lambda: StepGreedy(margin=-1.0), "margin must be a number at least 0"),
+        (lambda: Foresight(temperature=0.0), "temperature must be a finite number above 0"),
     ],
 )
 def test_bad_arguments(make: Callable[[], Engine], message: str) -> None:
