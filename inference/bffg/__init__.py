@@ -51,14 +51,17 @@ from lmppl.inference.bffg.particle_filter import conditional_filter, particle_gi
 from lmppl.inference.bffg.pcn import PCN, PMMH, pcn
 from lmppl.inference.bffg.result import Guided, pareto_k
 from lmppl.inference.bffg.strings.automaton import HMMAutomaton
+from lmppl.inference.bffg.strings.baum_welch import fit_hmm
 from lmppl.inference.bffg.strings.cascade import StepMessage, step_guide, step_message
 from lmppl.inference.bffg.strings.dfa import DFA, automaton, counting
 from lmppl.inference.bffg.strings.distill import distil, token_clusters, written
 from lmppl.inference.bffg.strings.guide import string_guide
-from lmppl.inference.bffg.strings.hmm import HMM, Clusters, fit_hmm, fit_ngram
+from lmppl.inference.bffg.strings.hmm import HMM, Clusters
+from lmppl.inference.bffg.strings.matching import matching
+from lmppl.inference.bffg.strings.ngram import fit_ngram
 from lmppl.inference.bffg.strings.potential import string_potential
 from lmppl.inference.bffg.strings.sampler import guided_strings
-from lmppl.inference.bffg.strings.texts import TextAutomaton, containing, matching
+from lmppl.inference.bffg.strings.texts import TextAutomaton, containing
 from lmppl.inference.bffg.unguided import simulate, unguided
 
 

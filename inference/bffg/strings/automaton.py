@@ -29,10 +29,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lmppl.errors import BadArgument
+from lmppl.inference.bffg.strings.classes import successors, token_classes
 from lmppl.inference.bffg.strings.dfa import DFA
 from lmppl.inference.bffg.strings.hmm import HMM
-from lmppl.inference.bffg.strings.scores import Clustered, Dense, Scores, token_classes
+from lmppl.inference.bffg.strings.scores import Clustered, Dense, Scores, Value
 from lmppl.types import Bools, Floats, Ints
+from lmppl.weights import NEG_INF
 
 
 class Prefixes(NamedTuple):
@@ -59,6 +61,15 @@ class HMMAutomaton:
         horizon: T, the length at which τ is applied; shorter strings are padded by an absorbing
             end token.
         terminal: τ [Q].
+
+    >>> from lmppl.inference.bffg.strings.dfa import automaton
+    >>> dfa = automaton(lambda s, v: min(1, s + v), 0, 2)  # token 1 at least once
+    >>> even = HMM(np.ones(1), np.ones((1, 1)), np.array([[0.5, 0.5]]))
+    >>> guide = HMMAutomaton(even, dfa, 3, dfa.terminal(float))
+    >>> np.exp(guide.log_g(guide.start())).round(4).tolist()
+    [0.875]
+    >>> np.exp(guide.log_next(guide.start())).round(4).tolist()
+    [[0.75, 1.0]]
     """
 
     hmm: HMM
@@ -66,10 +77,11 @@ class HMMAutomaton:
     horizon: int
     terminal: Floats
     r: Floats = field(init=False, repr=False)
-    """r_n, divided by its maximum [T + 1, H, Q]."""
+    """r_n, each column divided by its maximum [T + 1, H, Q]."""
     u: Floats = field(init=False, repr=False)
+    """u_n, over the same numbers [T + 1, H, Q]."""
     scales: Floats = field(init=False, repr=False)
-    """Their log scales [T + 1]."""
+    """Logarithms of these numbers, of each state its own: none underflows [T + 1, Q]."""
     reachable: Bools = field(init=False, repr=False)
     """Whether some n tokens lead from a state to a positive weight [T + 1, Q]."""
     scores: Scores = field(init=False, repr=False)
@@ -77,46 +89,66 @@ class HMMAutomaton:
 
     def __post_init__(self) -> None:
         """Fill the table backwards."""
-        start, A, B, clusters = self.hmm
-        H, V = B.shape[0], self.hmm.tokens
-        if self.dfa.delta.shape[1] != V or A.shape != (H, H) or start.shape != (H,):
-            raise BadArgument(
-                f"HMM of {H} states and {V} tokens, automaton of {self.dfa.delta.shape[1]} tokens"
-            )
-        tau = np.asarray(self.terminal, dtype=np.float64)
-        if tau.shape != self.dfa.delta.shape[:1] or (tau < 0).any() or not tau.any():
-            raise BadArgument(
-                "terminal weights must be one non-negative number per automaton state, not all zero",
-                value=repr(tau.tolist())[:80],
-            )
+        tau, T = self._checked(), self.horizon
+        H, Q = len(self.hmm.start), len(tau)
         columns, classes = token_classes(self.dfa)
-        scores: Scores
-        if clusters is None:
-            scores = Dense(self.hmm, self.dfa, classes)
-            mass = np.stack([B[:, c].sum(1) for c in classes])  # [C, H]
-        else:
-            scores = Clustered(self.hmm, self.dfa, clusters.of)
-            shares = np.zeros((len(classes), B.shape[1]))
-            for share, c in zip(shares, classes, strict=True):
-                np.add.at(share, clusters.of[c], clusters.share[c])
-            mass = shares @ B.T
-        Q, T = len(tau), self.horizon
-        r, u, scales = np.zeros((T + 1, H, Q)), np.zeros((T + 1, H, Q)), np.zeros(T + 1)
+        pairs = successors(self.hmm, columns, classes)
+        to, first = pairs.to, pairs.first
+        r, u, scales = np.zeros((T + 1, H, Q)), np.zeros((T + 1, H, Q)), np.zeros((T + 1, Q))
         reachable = np.zeros((T + 1, Q), dtype=bool)
-        r[0] = u[0] = tau / tau.max()
-        scales[0], reachable[0] = np.log(tau.max()), tau > 0
-        for n in range(1, T + 1):
-            r[n] = sum(m[:, None] * u[n - 1][:, to] for m, to in zip(mass, columns, strict=True))
-            reachable[n] = reachable[n - 1][columns].any(axis=0)
-            top = r[n].max()
-            if top <= 0:
-                raise BadArgument(f"no string of {n} tokens has a positive weight")
-            r[n] /= top
-            scales[n] = scales[n - 1] + np.log(top)
-            u[n] = A @ r[n]
+        r[0] = u[0] = reachable[0] = tau > 0
+        with np.errstate(divide="ignore"):
+            scales[0] = np.log(tau)
+            for n in range(1, T + 1):
+                level = scales[n - 1][to]
+                top = np.maximum.reduceat(level, first)
+                level -= np.where(top > NEG_INF, top, 0.0)[pairs.state]
+                terms = pairs.mass * u[n - 1].T[to] * np.exp(level)[:, None]
+                sums = np.add.reduceat(terms, first).T
+                peak = sums.max(axis=0)
+                r[n] = sums / np.where(peak > 0, peak, 1.0)
+                u[n] = self.hmm.A @ r[n]
+                scales[n] = top + np.log(peak)
+                reachable[n] = np.logical_or.reduceat(reachable[n - 1][to], first)
+        scores: Scores
+        if self.hmm.clusters is None:
+            scores = Dense(self.hmm, self.dfa, classes)
+        else:
+            scores = Clustered(self.hmm, self.dfa)
         filled = {"r": r, "u": u, "scales": scales, "reachable": reachable, "scores": scores}
         for name, value in filled.items():
             object.__setattr__(self, name, value)
+        if self.log_g(self.start())[0] == NEG_INF:
+            cause = "surrogate" if reachable[T, 0] else "automaton"
+            raise BadArgument(
+                f"the {cause} gives no string of {T} tokens a positive weight",
+                why="shorter texts count as strings that an end token pads",
+                fix="give a longer horizon, other terminal weights, or a surrogate without zeros",
+            )
+
+    def _checked(self) -> Floats:
+        """τ, if everything fits together."""
+        start, A, B, _ = self.hmm
+        H, (Q, V) = B.shape[0], self.dfa.delta.shape
+        if V != self.hmm.tokens or A.shape != (H, H) or start.shape != (H,):
+            raise BadArgument(
+                f"a surrogate of {H} states and {self.hmm.tokens} tokens, with start "
+                f"{start.shape} and A {A.shape}, and an automaton of {V} tokens",
+                fix="make both over the tokens of one model, with start [H] and A [H, H]",
+            )
+        tau = np.asarray(self.terminal, dtype=np.float64)
+        if tau.shape != (Q,) or not (np.isfinite(tau) & (tau >= 0)).all() or not tau.any():
+            raise BadArgument(
+                f"terminal must be {Q} non-negative numbers, one per automaton state, not all zero",
+                value=repr(tau.tolist())[:80],
+                fix="write terminal=dfa.terminal(lambda state: ...)",
+            )
+        if isinstance(self.horizon, bool) or not self.horizon >= 1:
+            raise BadArgument(
+                f"horizon must be a positive number of tokens, got {self.horizon!r}",
+                fix="give the max_tokens of the string",
+            )
+        return tau
 
     def start(self, n: int = 1) -> Prefixes:
         """n empty strings."""
@@ -126,17 +158,19 @@ class HMMAutomaton:
         """log g_t of each [N]."""
         n = self.horizon - at.t
         with np.errstate(divide="ignore"):
-            value = np.log(np.einsum("nh,nh->n", at.phi, self.r[n][:, at.s].T))
-        found: Floats = value + self.scales[n]
+            value = np.log(np.einsum("nh,hn->n", at.phi, self.r[n][:, at.s]))
+        found: Floats = value + self.scales[n, at.s]
         return found
 
     def log_next(self, at: Prefixes) -> Floats:
         """log g_{t+1} of each string with each token [N, V]."""
         n = self.horizon - at.t - 1
         if n < 0:
-            raise BadArgument(f"strings of {at.t} tokens are at the horizon {self.horizon}")
-        found = self.scores(at.phi, at.s, self.u[n], self.r[n].mean(axis=0))
-        return np.asarray(found + self.scales[n])
+            raise BadArgument(
+                f"strings of {at.t} tokens are at the horizon {self.horizon} of their guide",
+                fix="give HMMAutomaton a horizon of at least max_tokens",
+            )
+        return self.scores(at.phi, at.s, Value(self.u[n], self.r[n].mean(axis=0), self.scales[n]))
 
     def advance(self, at: Prefixes, tokens: Ints) -> Prefixes:
         """The strings with one more token each."""

@@ -51,12 +51,17 @@ def step_message(
     goal = {b: float(g) for b, g in child.items()}
     if not goal or min(goal.values()) < 0 or not max(goal.values()) > 0 or not smoothing > 0:
         raise BadArgument(
-            "a message needs non-negative numbers for the child's classes, not all zero, and smoothing > 0"
+            "a message needs non-negative numbers for the classes of the child, not all zero, and a "
+            "positive smoothing",
+            value=f"{goal}, smoothing={smoothing!r}"[:80],
+            fix='write step_message(pairs, {"good": 1.0, "bad": 0.05})',
         )
     strange = {b for _, b in seen} - goal.keys()
     if strange:
         raise BadArgument(
-            f"runs have classes of the child that its message does not know: {sorted(map(str, strange))[:5]}"
+            "runs have classes of the child that its message does not know: "
+            f"{sorted(map(str, strange))[:5]}",
+            fix="give each of them a number in child",
         )
     even = sum(goal.values()) / len(goal)
     found: dict[Hashable, list[float]] = {a: [] for a in classes or ()}

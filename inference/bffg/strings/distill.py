@@ -19,7 +19,9 @@ from __future__ import annotations
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.bffg.strings.hmm import HMM, Clusters, fit_hmm, fit_ngram
+from lmppl.inference.bffg.strings.baum_welch import fit_hmm
+from lmppl.inference.bffg.strings.hmm import HMM, Clusters
+from lmppl.inference.bffg.strings.ngram import fit_ngram
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import StringLaw, StringState, advance
 from lmppl.lm.needs import require
@@ -132,7 +134,10 @@ def distil(
     """
     context = lm.context(prompt) if isinstance(prompt, str) else prompt
     if length < 1 or strings < 1:
-        raise BadArgument(f"distil: length={length!r} and strings={strings!r} must be positive")
+        raise BadArgument(
+            f"distil: length={length!r} and strings={strings!r} must be positive",
+            fix="give the horizon of the guide as length, and a few hundred strings",
+        )
     x = written(lm, context, strings, length, fold(0, "distil", seed), stop)
     V = lm.vocab_size
     many = clusters if clusters is not None else 256 if V > SMALL else None

@@ -37,8 +37,8 @@ def string_potential(
         rule: whether τ is a part of the target; else the filter is a guide that changes no target.
             An end-of-text token then counts 1 and is drawn too often: for strings that end by a
             stop or their length.
-        floor: while the rule can still be met, and without it always, a prefix counts at least this part of g of the empty
-            string, since a surrogate may call impossible what is rare.
+        floor: a prefix counts at least this part of g of the empty string, since a surrogate may
+            call impossible what is rare; with `rule`, only while the rule can still be met.
 
     >>> from lmppl import LM, sample
     >>> from lmppl.inference import Enumerate, bffg, infer

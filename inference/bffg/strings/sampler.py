@@ -58,6 +58,15 @@ def guided_strings(
         resample: resample when ESS < resample · n; 0 never does.
         chance: who answers the draws.
         end: the end token: a string that has it continues with it, and asks the model no more.
+
+    >>> from lmppl.inference.bffg import HMM, automaton
+    >>> from lmppl.lm.table import TableLM
+    >>> lm = TableLM(["a", "b"], {(): [0.9, 0.1]})
+    >>> dfa = automaton(lambda s, v: min(1, s + v), 0, 2)  # a "b" at least once
+    >>> itself = HMM(np.ones(1), np.ones((1, 1)), np.array([[0.9, 0.1]]))
+    >>> guide = HMMAutomaton(itself, dfa, 3, dfa.terminal(float))
+    >>> round(float(np.exp(guided_strings(lm, (), guide, 4, 0).log_evidence)), 6)
+    0.271
     """
     chance, T = chance or GumbelMax(), guide.horizon
     at, level = guide.start(n), 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("jax")
 
+from lmppl.errors import BadArgument  # noqa: E402
 from lmppl.inference.bffg import (  # noqa: E402
     HMM,
     Clusters,
@@ -18,7 +20,7 @@ from lmppl.inference.bffg import (  # noqa: E402
     fit_ngram,
     guided_strings,
 )
-from lmppl.inference.bffg.strings.scores import token_classes  # noqa: E402
+from lmppl.inference.bffg.strings.classes import token_classes  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
 
 V, T, EOS = 6, 7, 5
@@ -190,9 +192,40 @@ def test_classes_of_tokens_equal_the_dense_sum() -> None:
     n = 12 - at.t - 1
     # two classes by products, and one token by itself
     assert [len(c) for c in token_classes(dfa)[1]] == [199, 100, 1]
-    dense = np.einsum("nh,hv,hnv->nv", at.phi, hmm.B, guide.u[n][:, dfa.delta[at.s]])
-    dense = np.log(dense / (at.phi @ hmm.B)) + guide.scales[n]
+    to = dfa.delta[at.s]
+    dense = np.einsum("nh,hv,hnv->nv", at.phi, hmm.B, guide.u[n][:, to])
+    dense = np.log(dense / (at.phi @ hmm.B)) + guide.scales[n][to]
     assert np.allclose(guide.log_next(at), dense, atol=1e-12)
+    single = HMMAutomaton(hmm._replace(B=B.astype(np.float32)), dfa, 12, dfa.terminal(lambda s: s))
+    assert single.log_next(at).dtype == np.float32
+    assert np.allclose(single.log_next(at), dense, atol=1e-5)
+
+
+def test_a_rule_that_is_hardly_ever_met_underflows_nowhere() -> None:
+    """P(at least 150 rare tokens of 200) is about 1e-556, and the guide knows it by heart."""
+    rare, T, k = 1e-4, 200, 150
+    flat = HMM(np.ones(1), np.ones((1, 1)), np.array([[1 - rare, rare]]))
+    dfa = automaton(lambda s, v: min(k, s + v), 0, 2)
+    guide = HMMAutomaton(flat, dfa, T, dfa.terminal(lambda s: float(s == k)))
+    n = np.arange(k, T + 1)
+    terms = [math.lgamma(T + 1) - math.lgamma(i + 1) - math.lgamma(T - i + 1) for i in n]
+    exact = np.logaddexp.reduce(terms + n * np.log(rare) + (T - n) * np.log1p(-rare))
+    assert exact < -1200 and guide.log_g(guide.start())[0] == pytest.approx(exact, rel=1e-12)
+    assert np.isfinite(guide.log_next(guide.start())).all()
+
+
+def test_what_is_no_filter_says_so() -> None:
+    flat = HMM(np.ones(1), np.ones((1, 1)), np.full((1, V), 1 / V))
+    for more, match in (
+        ((flat, RULE, 2, ACCEPT), "the automaton gives no string of 2 tokens"),
+        ((flat._replace(B=np.eye(V)[:1]), RULE, T, ACCEPT), "the surrogate gives no string"),
+        ((flat, RULE, T, ACCEPT[:-1]), "one per automaton state"),
+        ((flat, RULE, T, ACCEPT - 1), "non-negative"),
+        ((flat, RULE, 0, ACCEPT), "horizon must be a positive number"),
+        ((flat._replace(B=np.full((1, 3), 1 / 3)), RULE, T, ACCEPT), "an automaton of 6 tokens"),
+    ):
+        with pytest.raises(BadArgument, match=match):
+            HMMAutomaton(*more)
 
 
 def test_a_fitted_surrogate_guides_better_than_masking(strings: Any) -> None:
