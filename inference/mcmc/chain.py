@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.errors import BadArgument
 from lmppl.inference.machine.population import Machine
 from lmppl.inference.results.history import History
 from lmppl.inference.results.posterior import Posterior
@@ -112,15 +111,6 @@ def chain_posterior(
             "steps, or another proposal"
         )
     return posterior
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """A usable number of sweeps or steps."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadArgument(
-            f"{name} must be an integer of at least {least}, got {value!r}",
-            fix=f"write {name}={max(least, 10)}",
-        )
 
 
 def accepts(machine: Machine, key: int, log_ratio: float) -> bool:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers
 from lmppl.inference.base import Engine, check_particles
 from lmppl.inference.machine.paths import forced, script_of
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.inference.mcmc.chain import chain_posterior, check_count
+from lmppl.inference.mcmc.chain import chain_posterior
 from lmppl.inference.mcmc.proposals import SingleSite
 from lmppl.inference.mcmc.trace_mh import Barriers, Proposal
 from lmppl.inference.results.posterior import population_posterior
@@ -68,9 +69,9 @@ class MetropolisHastings(Engine):
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_particles(self.particles)
-        check_count("burn_in", self.burn_in, 0)
-        check_count("steps", self.steps, self.burn_in + 1)
-        check_count("chains", self.chains, 1)
+        check_integers("MetropolisHastings", 0, burn_in=self.burn_in)
+        check_integers("MetropolisHastings", self.burn_in + 1, steps=self.steps)
+        check_integers("MetropolisHastings", chains=self.chains)
         if not isinstance(self.proposal, Proposal):
             raise BadArgument(
                 f"proposal={self.proposal!r} is none",

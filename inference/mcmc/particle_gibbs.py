@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.paths import Node, forced
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.inference.mcmc.chain import chain_posterior, check_count
+from lmppl.inference.mcmc.chain import chain_posterior
 from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, filter_of, sweep
 from lmppl.inference.smc.particle_filter import SMC, barriers, tokens
@@ -76,8 +77,8 @@ class ParticleGibbs(Engine):
             self.always,
         )  # fmt: skip
         object.__setattr__(self, "_filter", settings)
-        check_count("burn_in", self.burn_in, 0)
-        check_count("sweeps", self.sweeps, self.burn_in + 1)
+        check_integers("ParticleGibbs", 0, burn_in=self.burn_in)
+        check_integers("ParticleGibbs", self.burn_in + 1, sweeps=self.sweeps)
         if self.ancestor_sampling and self.resampling != "multinomial":
             raise BadArgument(
                 f"ancestor sampling with {self.resampling} resampling",

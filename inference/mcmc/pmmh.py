@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_functions, check_names
+from lmppl.inference.arguments import check_functions, check_integers, check_names
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.paths import Given, root, sampled, script_of
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.machine.together import together
-from lmppl.inference.mcmc.chain import accepts, chain_posterior, check_count
+from lmppl.inference.mcmc.chain import accepts, chain_posterior
 from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, sweep
 from lmppl.inference.smc.particle_filter import SMC, tokens
@@ -89,10 +89,10 @@ class ParticleMarginalMH(Engine):
         """Check the arguments."""
         check_names("ParticleMarginalMH", sites=self.sites)
         check_functions("ParticleMarginalMH", proposal=self.proposal, prior=self.prior)
-        check_count("burn_in", self.burn_in, 0)
-        check_count("steps", self.steps, self.burn_in + 1)
-        check_count("starts", self.starts, 1)
-        check_count("chains", self.chains, 1)
+        check_integers("ParticleMarginalMH", 0, burn_in=self.burn_in)
+        check_integers("ParticleMarginalMH", self.burn_in + 1, steps=self.steps)
+        check_integers("ParticleMarginalMH", starts=self.starts)
+        check_integers("ParticleMarginalMH", chains=self.chains)
         settings = SMC(
             self.particles, self.resampling, self.ess_threshold, self.resample_at, self.guide,
             self.always,

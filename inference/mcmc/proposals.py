@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lmppl.errors import BadArgument
+from lmppl.inference.arguments import check_integers
 from lmppl.inference.machine.paths import Given, Node, history, sampled, script_of
 from lmppl.inference.machine.population import Jobs, Machine
-from lmppl.inference.mcmc.chain import check_count
 from lmppl.inference.mcmc.trace_mh import Barriers, Move, Plan, Proposal, drawn
 from lmppl.random import draw, fold
 from lmppl.trace import Entry, Trace
@@ -41,7 +41,7 @@ class SingleSite(Proposal):
 
     def __post_init__(self) -> None:
         """Check the number."""
-        check_count("steps", self.steps, 1)
+        check_integers(type(self).__name__, steps=self.steps)
 
     def plan(self, machine: Machine, x: Node, key: Key) -> Jobs:
         """A site, and the barrier before it."""
@@ -76,7 +76,7 @@ class Suffix(Proposal):
 
     def __post_init__(self) -> None:
         """Check the number."""
-        check_count("steps", self.steps, 1)
+        check_integers(type(self).__name__, steps=self.steps)
 
     def check(self, barriers: Barriers) -> None:
         """It works with all of them."""
@@ -119,7 +119,7 @@ class Block(Proposal):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_count("steps", self.steps, 1)
+        check_integers(type(self).__name__, steps=self.steps)
         if not callable(self.program):
             raise BadArgument(
                 "Block needs a program of the present trace", fix="write Block(revise)"

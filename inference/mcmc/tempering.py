@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import as_numbers, check_mappings
+from lmppl.inference.arguments import as_numbers, check_integers, check_mappings
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.paths import Node, forced
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.machine.together import together
-from lmppl.inference.mcmc.chain import accepts, chain_posterior, check_count
+from lmppl.inference.mcmc.chain import accepts, chain_posterior
 from lmppl.inference.mcmc.particle_gibbs import chosen
 from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, filter_of, sweep
@@ -79,8 +79,8 @@ class ParallelTempering(Engine):
             self.always,
         )  # fmt: skip
         object.__setattr__(self, "_filter", settings)
-        check_count("burn_in", self.burn_in, 0)
-        check_count("sweeps", self.sweeps, self.burn_in + 1)
+        check_integers("ParallelTempering", 0, burn_in=self.burn_in)
+        check_integers("ParallelTempering", self.burn_in + 1, sweeps=self.sweeps)
         if self.start is not None:
             check_mappings("ParallelTempering", len(ladder), start=self.start)
 
