@@ -12,6 +12,9 @@ from typing import Any
 
 from lmppl.errors import BadArgument, excerpt
 
+MOST_PARTICLES = 1_000_000
+"""Of 20 kB each."""
+
 
 def check_integers(engine: str, least: int = 1, /, **arguments: Any) -> None:
     """Integers of at least `least`; a bool is none."""
@@ -19,6 +22,17 @@ def check_integers(engine: str, least: int = 1, /, **arguments: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             what = "a positive integer" if least == 1 else f"an integer of at least {least}"
             raise _wrong(engine, name, what, value, f"write {name}={max(least, 4)}")
+
+
+def check_particles(engine: str, **arguments: Any) -> None:
+    """Numbers of runs that fit into memory side by side."""
+    check_integers(engine, **arguments)
+    for name, value in arguments.items():
+        if value > MOST_PARTICLES:
+            raise BadArgument(
+                f"{engine}: {name}={value:,} need about {value * 20 / 1e6:,.0f} GB of memory",
+                fix=f"use at most {MOST_PARTICLES:,}",
+            )
 
 
 def check_numbers(

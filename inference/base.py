@@ -14,12 +14,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from lmppl import potentials
-from lmppl.errors import BadArgument
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.posterior import Posterior
 from lmppl.random import Chance
-
-MOST_PARTICLES = 1_000_000
 
 
 class Engine(ABC):
@@ -63,17 +60,3 @@ def with_terms(target: Callable[..., str]) -> Callable[..., str]:
         return f"{law}\nγ(trace) includes {line}" if line and line not in law else law
 
     return said
-
-
-def check_particles(n: object) -> int:
-    """A usable number of particles."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise BadArgument(
-            f"particles must be a positive integer, got {n!r}", fix="write particles=16"
-        )
-    if n > MOST_PARTICLES:
-        raise BadArgument(
-            f"{n:,} particles need about {n * 20 / 1e6:,.0f} GB of memory",
-            fix=f"use at most {MOST_PARTICLES:,}",
-        )
-    return n

@@ -33,8 +33,8 @@ from lmppl.graphs.factors.loopy import Loopy, guided_draw, propagate
 from lmppl.graphs.factors.program_tables import ABSENT, Tables, tables_from
 from lmppl.graphs.structure.rescoring import run_effect
 from lmppl.graphs.structure.scopes import RESULT, Program, identity
-from lmppl.inference.arguments import check_integers
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import check_integers, check_particles
+from lmppl.inference.base import Engine
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.estimates import Estimate, Marginal
 from lmppl.inference.results.posterior import Posterior
@@ -78,7 +78,7 @@ class Elimination(Engine):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_particles(self.draws)
+        check_particles("Elimination", draws=self.draws)
         check_integers("Elimination", 2, most=self.most)
         check_integers("Elimination", probes=self.probes)
         check_integers("Elimination", 0, exhaustive=self.exhaustive)

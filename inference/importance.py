@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import check_particles
+from lmppl.inference.base import Engine
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.history import History
 from lmppl.inference.results.posterior import population_posterior
@@ -25,7 +26,7 @@ class Importance(Engine):
 
     def __post_init__(self) -> None:
         """Check the number."""
-        check_particles(self.particles)
+        check_particles("Importance", particles=self.particles)
 
     def target(self, program: Any = None) -> str:
         """The law of the weighted traces."""

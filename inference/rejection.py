@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from lmppl.errors import UnboundedWeight
-from lmppl.inference.arguments import check_integers, check_numbers
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import check_integers, check_numbers, check_particles
+from lmppl.inference.base import Engine
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.posterior import population_posterior
@@ -47,7 +47,7 @@ class Rejection(Engine):
         """Check the numbers."""
         check_integers("Rejection", 2, samples=self.samples)  # the evidence needs two
         check_integers("Rejection", max_tries=self.max_tries)
-        check_particles(self.batch)
+        check_particles("Rejection", batch=self.batch)
         check_numbers("Rejection", log_bound=self.log_bound)
 
     def target(self, program: Any = None) -> str:

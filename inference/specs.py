@@ -83,9 +83,8 @@ def parse_engine(text: str) -> Spec:
     try:
         engine = kind.make(**given)
     except LmpplError as error:
-        raise BadArgument(
-            f"engine {name}: {error.fields['what']}", fix=error.fields.get("fix")
-        ) from error
+        what = error.fields["what"].removeprefix(f"{kind.make.__name__}: ")
+        raise BadArgument(f"engine {name}: {what}", fix=error.fields.get("fix")) from error
     shown = {
         key: getattr(engine, key, default)
         for key, default in kind.plain.items()

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_integers
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import check_integers, check_particles
+from lmppl.inference.base import Engine
 from lmppl.inference.machine.paths import forced, script_of
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.mcmc.chain import chain_posterior
@@ -68,7 +68,7 @@ class MetropolisHastings(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_particles(self.particles)
+        check_particles("MetropolisHastings", particles=self.particles)
         check_integers("MetropolisHastings", 0, burn_in=self.burn_in)
         check_integers("MetropolisHastings", self.burn_in + 1, steps=self.steps)
         check_integers("MetropolisHastings", chains=self.chains)

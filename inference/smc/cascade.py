@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmppl.inference.arguments import check_integers
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import check_integers, check_particles
+from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle
@@ -78,7 +78,7 @@ class Cascade(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_particles(self.particles)
+        check_particles("Cascade", particles=self.particles)
         SMC(self.particles, resample_at=self.resample_at, guide=self.guide)
         check_integers("Cascade", 0, most=self.most)
         tokens(self.chunk)

@@ -29,7 +29,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import check_particles
+from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle
@@ -152,7 +153,7 @@ class SMC(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_particles(self.particles)
+        check_particles("SMC", particles=self.particles)
         if not (isinstance(self.ess_threshold, (int, float)) and 0.0 <= self.ess_threshold <= 1.0):
             raise BadArgument(
                 f"ess_threshold must be in [0, 1], got {self.ess_threshold!r}",

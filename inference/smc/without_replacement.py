@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import check_particles
+from lmppl.inference.base import Engine
 from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.particles import Particle
@@ -57,7 +58,7 @@ class WithoutReplacement(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_particles(self.particles)
+        check_particles("WithoutReplacement", particles=self.particles)
         Guide.of(self.guide)
 
     def target(self, program: object = None) -> str:

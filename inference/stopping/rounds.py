@@ -23,8 +23,8 @@ from functools import partial
 from typing import Any
 
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_functions, check_word
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import check_functions, check_integers, check_word
+from lmppl.inference.base import Engine
 from lmppl.inference.checks import check_call
 from lmppl.inference.forward import Forward
 from lmppl.inference.machine.population import Jobs, Machine
@@ -85,7 +85,7 @@ class Rounds(Engine):
             raise BadArgument(
                 "Rounds needs an engine and a rule", fix="write Rounds(Forward(4), Secretary(8))"
             )
-        check_particles(self.most)
+        check_integers("Rounds", most=self.most)
         check_word("Rounds", earlier=self.earlier)
         check_functions("Rounds", key=self.key, same=self.same)
 

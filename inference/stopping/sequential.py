@@ -26,8 +26,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_functions, check_known, check_numbers
-from lmppl.inference.base import Engine, check_particles
+from lmppl.inference.arguments import (
+    check_functions,
+    check_integers,
+    check_known,
+    check_numbers,
+    check_particles,
+)
+from lmppl.inference.base import Engine
 from lmppl.inference.forward import Forward
 from lmppl.inference.importance import Importance
 from lmppl.inference.machine.population import Jobs, Machine
@@ -115,13 +121,13 @@ class Sequential(Engine):
                 "Sequential needs an engine and a rule",
                 fix='write Sequential(Forward(4), BetaMajority() | Threshold("draws", at_least=64))',
             )
-        check_particles(self.most)
+        check_integers("Sequential", most=self.most)
         check_numbers("Sequential", 1.0, growth=self.growth)
         check_functions("Sequential", key=self.key, same=self.same, keep=self.keep)
         if self.of is not None and not isinstance(self.of, str):
             check_functions("Sequential", of=self.of)
         if self.batch is not None:
-            check_particles(self.batch)
+            check_particles("Sequential", batch=self.batch)
             if not (is_dataclass(self.engine) and hasattr(self.engine, "particles")):
                 raise BadArgument(
                     f"batch sets particles, which {type(self.engine).__name__} does not have",
@@ -219,8 +225,8 @@ class Adaptive(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments, those of the engine it stands for too."""
-        check_particles(self.particles)
-        check_particles(self.batch)
+        check_particles("Adaptive", particles=self.particles)
+        check_particles("Adaptive", batch=self.batch)
         check_known("Adaptive", ("beta", "certainty", "window"), rule=self.rule)
         check_numbers("Adaptive", 0.0, 1.0, level=self.level)
         _ = self.sequential
