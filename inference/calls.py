@@ -147,6 +147,12 @@ def infer_many(
     Returns:
         One `Posterior` per question, in order; equal to `infer` one by one with the same ids.
     """
+    if isinstance(questions, str) or not isinstance(questions, Sequence):
+        raise BadArgument(
+            f"infer_many needs a list of questions, got {type(questions).__name__}",
+            value=excerpt(questions),
+            fix="write infer_many(program, [question, ...]), or list(questions)",
+        )
     results: list[Any] = [None] * len(questions)
     for index, result in infer_stream(
         program, questions, concurrency=concurrency, ids=ids, **options

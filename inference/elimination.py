@@ -37,7 +37,7 @@ from lmppl.inference.arguments import check_integers, check_particles
 from lmppl.inference.base import Engine
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.estimates import Estimate, Marginal
-from lmppl.inference.results.posterior import Posterior
+from lmppl.inference.results.posterior import Of, Posterior
 from lmppl.messages import Message
 from lmppl.random import fold
 from lmppl.trace import Trace
@@ -176,9 +176,10 @@ class Eliminated(Posterior):
         self.tables = tables
         self.tree = tree if not self.warnings else None
 
-    def marginal(self, of: str | Callable[[Trace], Any] | None = None) -> Marginal:
+    def marginal(self, of: Of = None) -> Marginal:
         """P(value): exact for a site and for what the program returns."""
-        exact = None if self.dead or callable(of) else self._exact(of)
+        single = of is None or isinstance(of, str)
+        exact = self._exact(of) if single and not self.dead else None  # type: ignore[arg-type]
         return super().marginal(of) if exact is None else exact
 
     def expectation(self, f: str | Callable[[Trace], float] | None = None) -> Estimate:

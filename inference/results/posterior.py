@@ -18,11 +18,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from lmppl.errors import AllParticlesDead, BadArgument
+from lmppl.errors import AllParticlesDead, BadArgument, excerpt
+from lmppl.inference.arguments import check_integers
 from lmppl.inference.results.estimates import Estimate, Interval, Marginal
 from lmppl.inference.results.history import History
 from lmppl.ledger import Ledger
@@ -33,7 +34,10 @@ from lmppl.weights import NEG_INF, ess, normalize
 
 if TYPE_CHECKING:
     from lmppl.inference.machine.particles import Particle
-from lmppl.inference.machine.population import Machine
+    from lmppl.inference.machine.population import Machine
+
+Of: TypeAlias = str | Sequence[str] | Callable[[Trace], Any] | None
+"""A site, several sites, a function of the trace, or (None) what the program returned."""
 
 
 class Asked(NamedTuple):
@@ -116,21 +120,22 @@ class Posterior:
 
     # -- estimates ---------------------------------------------------------------------------
 
-    def values(self, of: str | Callable[[Trace], Any] | None = None) -> list[Any]:
-        """One value per particle: of a site, of a function of the trace, or what was returned."""
+    def values(self, of: Of = None) -> list[Any]:
+        """One value per particle: of a site, several sites (a tuple), a function, or the result."""
         if of is None:
             return [t.result for t in self.traces]
         if callable(of):
             return [
                 of(t) if w > 0 else None for t, w in zip(self.traces, self.weights, strict=True)
             ]
-        found = [t[of] if of in t else None for t in self.traces]
-        if not any(of in t for t in self.traces):
+        if isinstance(of, (list, tuple)) and of:
+            return list(zip(*[self.values(name) for name in of], strict=True))
+        if not isinstance(of, str) or not any(of in t for t in self.traces):
             known = sorted({a for t in self.traces[:100] for a in t})
             raise BadArgument(
                 f"no trace has a site {of!r}", fix=f"the sites are: {', '.join(known)}"
             )
-        return found
+        return [t[of] if of in t else None for t in self.traces]
 
     def _se(self, f: Floats, mean: float) -> float:
         if self.exact:
@@ -141,8 +146,13 @@ class Posterior:
         np.add.at(groups, self.eves, self.weights * (f - mean))
         return math.sqrt(float(groups @ groups))
 
-    def marginal(self, of: str | Callable[[Trace], Any] | None = None) -> Marginal:
-        """P(value) of a site, of a function of the trace, or of what the program returned.
+    def marginal(self, of: Of = None) -> Marginal:
+        """P(value) of a site, of several together, of a function of the trace, or of the result.
+
+        Args:
+            of: the address of a site, a list of addresses (P of the tuple of their values), a
+                function of the trace; what the program returned when left out. A site that a
+                trace does not have is None there.
 
         Raises:
             AllParticlesDead: there is no posterior.
@@ -171,7 +181,15 @@ class Posterior:
         """E[f] with its standard error; f is a function of the trace, or a numeric site."""
         self._alive()
         raw = self.values(f)
-        x = np.array([0.0 if w == 0 else float(v) for v, w in zip(raw, self.weights, strict=True)])
+        try:
+            numbers = [0.0 if w == 0 else float(v) for v, w in zip(raw, self.weights, strict=True)]
+        except (TypeError, ValueError):
+            raise BadArgument(
+                "an expectation needs numbers",
+                value=excerpt([v for v, w in zip(raw, self.weights, strict=True) if w > 0][:3]),
+                fix="give a function of the trace, such as lambda t: len(t['x'])",
+            ) from None
+        x = np.array(numbers)
         mean = float(self.weights @ x)
         return Estimate(mean, self._se(x, mean))
 
@@ -224,6 +242,8 @@ class Posterior:
     def sample(self, n: int | None = None, *, seed: int = 0) -> Any:
         """Traces drawn with their weights: one, or a list of n."""
         self._alive()
+        if n is not None:
+            check_integers("Posterior.sample", 0, n=n)
         with np.errstate(divide="ignore"):
             lw = np.log(self.weights)
         picks = [

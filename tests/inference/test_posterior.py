@@ -323,3 +323,26 @@ def test_a_history_counts_its_resamplings() -> None:
     history.record(2.0, -0.2, None, [0, 0])
     history.end(np.array([0.0, -np.inf]), [0, 0])
     assert history.resamplings == 1 and history.eves == [1, 1, 1] and history.ess[-1] == 1.0
+
+
+def test_what_an_estimate_of_asks_for() -> None:
+    @program
+    def pair() -> str:
+        first = sample("first", Uniform(["a", "b"]))
+        second = sample("second", Categorical({"x": 0.9, "y": 0.1})) if first == "a" else "none"
+        return f"{first}{second}"
+
+    exact = infer(pair, engine=Enumerate())
+    joint = exact.marginal(["first", "second"])
+    assert joint == {("a", "x"): pytest.approx(0.45), ("a", "y"): pytest.approx(0.05),
+                     ("b", None): pytest.approx(0.5)}  # fmt: skip
+    assert exact.marginal(("first",)) == {("a",): pytest.approx(0.5), ("b",): pytest.approx(0.5)}
+    for wrong in ([], ["first", "third"], {"first"}, 3, [3]):
+        with pytest.raises(BadArgument, match="the sites are: first, second"):
+            exact.marginal(wrong)  # type: ignore[arg-type]
+    with pytest.raises(BadArgument, match=r"needs numbers\n  value: \['b', 'a'"):
+        exact.expectation("first")
+    with pytest.raises(BadArgument, match="n must be an integer of at least 0, got 1.5"):
+        exact.sample(1.5)  # type: ignore[arg-type]
+    with pytest.raises(BadArgument, match="needs a list of questions, got int"):
+        infer_many(pair, 3)  # type: ignore[arg-type]
