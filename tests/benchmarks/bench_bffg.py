@@ -20,7 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from timing import least
 
+from lmppl import load
 from lmppl.inference import bffg
+from lmppl.lm.base import TokenLaw
+from lmppl.random import GumbelMax
+from lmppl.token_potentials.samplers import next_rows
 
 REPEATS = 5
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -174,27 +178,41 @@ def gaussian_graph(name: str, parents: list[tuple[int, ...]], observed: list[int
     row(f"{name}, {len(parents):,} nodes, one weighted draw", first, later, None, bound)
 
 
+def rule(Q: int, V: int, seed: int = 5) -> bffg.DFA:
+    """A chain of states, and 200 tokens that lead anywhere, as of a regex."""
+    rng = np.random.default_rng(seed)
+    delta = np.tile(np.minimum(np.arange(Q) + 1, Q - 1)[:, None], (1, V))
+    special = rng.choice(V, 200, replace=False)
+    delta[:, special] = rng.integers(0, Q, (Q, 200))
+    return bffg.DFA(delta, tuple(range(Q)))
+
+
+def surrogate(states: int, V: int, clusters: int | None = None, seed: int = 6) -> bffg.HMM:
+    """A random one, in float32."""
+    rng = np.random.default_rng(seed)
+    start, A, B = (
+        rng.dirichlet(np.ones(k), n)
+        for k, n in ((states, 1), (states, states), (clusters or V, states))
+    )
+    found = None
+    if clusters is not None:
+        of = rng.integers(0, clusters, V)
+        found = bffg.Clusters(of, 1.0 / np.bincount(of, minlength=clusters)[of])
+    return bffg.HMM(start[0], A, B.astype(np.float32), found)
+
+
 def strings(V: int, states: int, Q: int, N: int, repeats: int) -> None:
     """Scores of all next tokens: classes of tokens against the sum over tokens."""
-    rng = np.random.default_rng(5)
-    model = bffg.HMM(
-        rng.dirichlet(np.ones(states)),
-        rng.dirichlet(np.ones(states), states),
-        rng.dirichlet(np.ones(V), states),
-    )
-    delta = np.tile(np.minimum(np.arange(Q) + 1, Q - 1)[:, None], (1, V))
-    special = rng.choice(V, 200, replace=False)  # exceptions, as of a regex
-    delta[:, special] = rng.integers(0, Q, (Q, 200))
-    dfa = bffg.DFA(delta, tuple(range(Q)))
+    model, dfa = surrogate(states, V), rule(Q, V)
     guide = bffg.HMMAutomaton(model, dfa, 32, dfa.terminal(lambda s: 1.0 + s))
-    at = guide.advance(guide.start(N), rng.integers(0, V, N))
+    at = guide.advance(guide.start(N), np.random.default_rng(7).integers(0, V, N))
     n = 32 - at.t - 1
 
     def dense() -> Any:
-        mean = np.empty((N, V))
-        for i in range(N):
-            mean[i] = np.einsum("h,hv,hv->v", at.phi[i], model.B, guide.u[n][:, delta[at.s[i]]])
-        return np.log(mean / (at.phi @ model.B)) + guide.scales[n]
+        phi, u = at.phi.astype(np.float32), guide.u[n].astype(np.float32)
+        to = dfa.delta[at.s]
+        mean = np.stack([np.einsum("h,hv,hv->v", phi[i], model.B, u[:, to[i]]) for i in range(N)])
+        return np.log(mean / (phi @ model.B)) + guide.scales[n][to]
 
     gap = np.abs(dense() - guide.log_next(at)).max()
 
@@ -203,9 +221,42 @@ def strings(V: int, states: int, Q: int, N: int, repeats: int) -> None:
           f"{b * 1e3:.1f} ms, {b / a:.1f}x (bound 2.5x); they differ by {gap:.1e}")  # fmt: skip
 
 
+def beside_smollm2(N: int, Q: int, repeats: int) -> None:
+    """The guide's part of a step in which SmolLM2 draws a token for each of N strings.
+
+    CPU seconds of this process. "guide": all strings at once, as `guided_strings` asks; "potential":
+    one by one, as `LM(potential=...)` does.
+    """
+    lm, rng = load("smollm2"), np.random.default_rng(8)
+    V, laws, chance = lm.vocab_size, [TokenLaw()] * N, GumbelMax()
+    rows = lm.open([lm.context(f"Once upon a time there were {i} strings") for i in range(N)])
+    keys = np.arange(N, dtype=np.uint64)
+
+    def step() -> None:
+        rows.push(rows.draw(keys, laws, None, chance).tokens)
+
+    step()
+    whole = least(step, repeats)
+    rows.close()
+    print(f"a step of SmolLM2, {N} strings: {whole * 1e3:.1f} ms")
+    dfa, drawn = rule(Q, V), rng.integers(0, V, N)
+    for states, clusters in ((8, None), (32, 256), (256, 256), (512, None)):
+        guide = bffg.HMMAutomaton(
+            surrogate(states, V, clusters), dfa, 32, dfa.terminal(lambda s: 1.0 + s)
+        )
+        at = guide.advance(guide.start(N), drawn)
+        start = bffg.string_potential(guide).start(lm)
+        trackers = [start.advance(int(v)) for v in drawn]
+        together = least(lambda: (guide.log_next(at), guide.advance(at, drawn)), repeats)  # noqa: B023
+        alone = least(lambda: next_rows(trackers), repeats)  # noqa: B023
+        kind = f"{states} states, {f'{clusters} clusters' if clusters else 'all tokens'}"
+        print(f"    {kind:28} guide {together * 1e3:6.1f} ms, {together / whole:5.1%}; as a potential "
+              f"{alone * 1e3:6.1f} ms, {alone / whole:5.1%} (bound 20 %)")  # fmt: skip
+
+
 def string_toy() -> None:
-    """The toy of examples/guided_text.py by exact sums: ESS / N, and the spread of one weight."""
-    sizes = runpy.run_path(str(EXAMPLES / "guided_text.py"))["toy"]()
+    """The toy of examples/guided_text_toy.py by exact sums: ESS / N, and the spread of one weight."""
+    sizes = runpy.run_path(str(EXAMPLES / "guided_text_toy.py"))["toy"]()
     spread = {name: (1 / size - 1) ** 0.5 for name, size in sizes.items()}
     print(f"string toy: ESS/N {sizes['guide']:.3f} (bound 0.22), masks {sizes['masks']:.3f}; relative sd of "
           f"the evidence {spread['rejection'] / spread['guide']:.1f}x below bootstrap (bound 5x)")  # fmt: skip
@@ -230,6 +281,7 @@ def main() -> None:
     gaussian_graph("DAG with colliders", lattice, list(range(side * (side - 1), side * side)))
     offset(500 if quick else 2000)
     strings(4000 if quick else 32_000, 64 if quick else 512, 60, 8, 3)
+    beside_smollm2(32, 60, 3 if quick else 8)
     string_toy()
 
 
