@@ -34,6 +34,7 @@ from lmppl.types import Bools, Floats, Ids, Ints, Keys
 
 if TYPE_CHECKING:
     from lmppl.lm.generate import StringLaw, StringState
+    from lmppl.lm.token_weights import LawWeights
 
 
 class TokenLaw(NamedTuple):
@@ -147,6 +148,15 @@ class Rows(ABC):
             chance: as in `draw`.
         """
         raise NotImplementedError
+
+    def weights(self, laws: Sequence[TokenLaw]) -> LawWeights:
+        """Rows of log p and log q for samplers that look at a few tokens, where the scores are.
+
+        This default takes whole rows to the host; a backend with scores on a device overrides it.
+        """
+        from lmppl.lm.token_weights import host_weights
+
+        return host_weights(self.log_probs(), laws)
 
     @abstractmethod
     def log_mass(self, sets: Sequence[Sequence[int]], temperatures: Sequence[float]) -> Floats:

@@ -1,10 +1,10 @@
 """The token loop under a potential: every token is drawn by a sampler, and weighed.
 
 The proposal is the model's law under the string's settings (temperature, top-p, top-k, mixture); a
-sampler of `lmppl.token_potentials` draws from proposal · potential. The exact one weighs the whole
-vocabulary: where the model's rows can (`Rows.tilts`), the weights of each distinct state go to them,
-and the product is made and drawn from beside the logits. Samplers that look at a few tokens only take
-the rows to the host. Masks alone do not come here: `lm.generate.advance_rows` applies them.
+sampler of `lmppl.token_potentials` draws from proposal · potential, beside the logits. The exact one
+weighs the whole vocabulary: the weights of each distinct state go to the rows (`Rows.draw_tilted`,
+where they can). Samplers that look at a few tokens get the rows as `TokenWeights`, which stay where
+they are. Masks alone do not come here: `lm.generate.advance_rows` applies them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmppl.lm.base import LanguageModel, Rows, TokenLaw
+from lmppl.lm.base import LanguageModel, Rows
 from lmppl.lm.generate import StringState, force_ends
-from lmppl.lm.table import token_law
+from lmppl.lm.token_weights import LawWeights
 from lmppl.random import Chance, fold_array
-from lmppl.token_potentials.samplers import Exact, Picked, Sampler, next_rows
-from lmppl.types import Floats, Keys
+from lmppl.token_potentials.samplers import NONE, Exact, Sampler, next_rows
+from lmppl.types import Keys
 from lmppl.weights import NEG_INF
 
 
@@ -48,7 +48,7 @@ def _advance(lm: LanguageModel, live: list[StringState], chance: Chance, limit: 
         if rows.tilts and all(isinstance(s.law.sampler, Exact | None) for s in live):
             _draw_beside(lm, live, rows, keys, chance)
         else:
-            _draw(lm, live, rows.log_probs(), keys, chance)
+            _draw(lm, live, rows.weights([s.law.token for s in live]), keys, chance)
         passes += 1
         keep = [i for i, s in enumerate(live) if s.finish is None]
         if not keep:
@@ -87,21 +87,26 @@ def _draw_beside(
 
 
 def _draw(
-    lm: LanguageModel, live: Sequence[StringState], log_model: Floats, keys: Keys, chance: Chance
+    lm: LanguageModel, live: Sequence[StringState], found: LawWeights, keys: Keys, chance: Chance
 ) -> None:
-    """One token for every string, by strings of equal settings."""
-    groups: dict[tuple[TokenLaw, Sampler | None], list[int]] = {}
+    """One token for every string, by strings of equal samplers."""
+    groups: dict[Sampler | None, list[int]] = {}
     for i, s in enumerate(live):
-        groups.setdefault((s.law.token, s.law.sampler), []).append(i)
-    for (law, sampler), members in groups.items():
-        part = log_model if len(members) == len(live) else log_model[members]
-        logp, logq = token_law(part, law, None)
-        warm = token_law(part, law._replace(top_k=0, top_p=1.0), None)[1] if law.truncates else None
+        groups.setdefault(s.law.sampler, []).append(i)
+    picks = [NONE] * len(live)
+    for sampler, members in groups.items():
+        at = np.array(members)
+        proposal, warm = found.proposal, found.warm
+        if len(members) < len(live):
+            proposal, warm = proposal.select(at), None if warm is None else warm.select(at)
         trackers = [t for i in members if (t := live[i].tracker) is not None]
-        found: list[Picked] = (sampler or Exact()).draw(logq, warm, trackers, keys[members], chance)
-        for n, (i, picked) in enumerate(zip(members, found, strict=True)):
-            s, token = live[i], picked.token
-            if token < 0 or logp[n, token] == NEG_INF:
-                s.kill()
-            else:
-                s.extend(lm, token, float(logp[n, token]), picked.logq)
+        drawn = (sampler or Exact()).draw(proposal, warm, trackers, keys[at], chance)
+        for i, picked in zip(members, drawn, strict=True):
+            picks[i] = picked
+    tokens = np.array([max(picked.token, 0) for picked in picks])
+    logps = found.target.at(np.arange(len(live)), tokens).tolist()
+    for s, picked, logp in zip(live, picks, logps, strict=True):
+        if picked.token < 0 or logp == NEG_INF:
+            s.kill()
+        else:
+            s.extend(lm, picked.token, logp, picked.logq)

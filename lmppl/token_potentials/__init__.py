@@ -2,10 +2,12 @@
 
     LM(prompt, potential=Matches(r"[a-z]+") * no_repeats ** 0.5, sampler=AWRS())
 
-See `base` for what a potential is, `samplers` for how tokens are drawn under one.
+See `base` for what a potential is, `samplers` and `awrs` for how tokens are
+drawn under one.
 """
 
 from lmppl.grammars import Grammar
+from lmppl.token_potentials.awrs import AWRS
 from lmppl.token_potentials.base import TokenPotential, TokenState
 from lmppl.token_potentials.canonical import Canonical
 from lmppl.token_potentials.healing import StartsWith, healed
@@ -16,7 +18,7 @@ from lmppl.token_potentials.operators import (
     Tempered,
     as_potential,
 )
-from lmppl.token_potentials.samplers import AWRS, Exact, Picked, Sampler, TopK
+from lmppl.token_potentials.samplers import Exact, Picked, Sampler, TopK
 from lmppl.token_potentials.texts import BytePotential, Matches, OnText
 
 __all__ = [

@@ -20,6 +20,7 @@ import pytest
 from lmppl import LM, factor, program, sample
 from lmppl.inference import SMC, Enumerate, Forward, Importance, infer, tokens
 from lmppl.lm.table import TableLM
+from lmppl.lm.token_weights import HostWeights, TokenWeights
 from lmppl.random import Chance, draw, fold
 from lmppl.testing import assert_properly_weighted, outcomes
 from lmppl.testing.enumerator import LawBroken
@@ -35,8 +36,8 @@ from lmppl.token_potentials import (
     TokenState,
     TopK,
 )
-from lmppl.token_potentials.samplers import _weight
-from lmppl.types import Floats, Key, Keys
+from lmppl.token_potentials.awrs import Rejecting
+from lmppl.types import Floats, Keys
 from lmppl.weights import NEG_INF
 
 SMALL = TableLM.random(["a", "b", "<eos>"], seed=3)
@@ -242,7 +243,7 @@ def step_law(sampler: Any, state: TokenState, logq: Floats) -> dict[int, float]:
 
     def run(chance: Chance) -> Picked:
         keys: Keys = np.array([5], dtype=np.uint64)
-        picked: Picked = sampler.draw(logq[None, :], None, [state], keys, chance)[0]
+        picked: Picked = sampler.draw(HostWeights(logq[None, :]), None, [state], keys, chance)[0]
         return picked
 
     for p, picked in outcomes(run):
@@ -276,70 +277,69 @@ def test_a_step_is_properly_weighted(sampler: Any) -> None:
 class Local(Exact):
     """Mutant: masks without weights."""
 
-    def draw(self, logq: Floats, *rest: Any) -> list[Picked]:
-        return [Picked(p.token, float(logq[0, p.token])) for p in super().draw(logq, *rest)]
+    def draw(self, proposal: TokenWeights, *rest: Any) -> list[Picked]:
+        found = super().draw(proposal, *rest)
+        tokens = np.array([p.token for p in found])
+        logs = proposal.at(np.arange(len(found)), tokens)
+        return [Picked(p.token, float(log)) for p, log in zip(found, logs, strict=True)]
 
 
 @dataclass(frozen=True)
 class OneAccepted(AWRS):
     """Mutant: the weight is what the first phase left."""
 
-    def _one(self, logq: Floats, state: TokenState, key: Key, chance: Chance) -> Picked:
-        row, rest, n = logq.copy(), 1.0, 0
-        while (row > NEG_INF).any():
-            v = draw(chance, fold(key, n), row)
-            if _weight(state, v) > NEG_INF:
-                return Picked(v, float(logq[v]) - math.log(rest))
-            rest -= math.exp(logq[v])
-            row[v] = NEG_INF
+    def draw(self, proposal: TokenWeights, *rest: Any) -> list[Picked]:
+        state, key, chance = rest[1][0], int(rest[2][0]), rest[3]
+        q, left, n = proposal.select(ONE), 1.0, 0
+        while left > 1e-12:
+            keys: Keys = np.array([fold(key, n)], dtype=np.uint64)
+            (token,), (log,) = q.draw(ONE, keys, chance)
+            if state.log_next([int(token)])[0] > NEG_INF:
+                return [Picked(int(token), float(log) - math.log(left))]
+            left -= math.exp(log)
+            q.take_out(ONE, np.array([token]))
             n += 1
-        return Picked(-1, NEG_INF)
+        return [Picked(-1, NEG_INF)]
+
+
+ONE = np.zeros(1, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Counted(AWRS):
     """Mutant: 1 / (rejections + 1), the formula of drawing with replacement."""
 
-    def _one(self, logq: Floats, state: TokenState, key: Key, chance: Chance) -> Picked:
-        seen: list[int] = []
-
-        class Counting:
-            def log_next(self, ids: Sequence[int] | None = None) -> Floats:
-                seen.extend(ids or ())
-                return state.log_next(ids)
-
-        picked = super()._one(logq, Counting(), key, chance)  # type: ignore[arg-type]
-        rejected = sum(float(state.log_next([v])[0]) == NEG_INF for v in seen)
-        return Picked(picked.token, float(logq[picked.token]) + math.log(rejected + 1))
+    def _picked(self, s: Rejecting, inverse: float) -> Picked:
+        return Picked(s.chosen, s.logq + math.log(s.rejected + 1))
 
 
 @dataclass(frozen=True)
 class Forgets(AWRS):
     """Mutant: after `tries` the weight is the mass that was summed, also where x came before."""
 
-    def _looked(
-        self, row: Floats, logq: Floats, state: TokenState, key: Key, chance: Chance, x: int,
-        inverse: float,
-    ) -> Picked:  # fmt: skip
-        return super()._looked(row, logq, state, key, chance, x, 0.0)
+    def _look(self, q: TokenWeights, tired: Sequence[Rejecting], *rest: Any) -> None:
+        for s in tired:
+            s.inverse = 1.0 / s.rest
+        super()._look(q, tired, *rest)
 
 
 @dataclass(frozen=True)
 class Unweighted(TopK):
     """Mutant: the token beside the best k counts as if it were one of them."""
 
-    def draw(self, logq: Floats, *rest: Any) -> list[Picked]:
+    def draw(self, proposal: TokenWeights, *rest: Any) -> list[Picked]:
         states, keys, chance = rest[1:]
-        best = np.argsort(-logq[0])[: self.k].tolist()
-        others = logq[0].copy()
+        logq = proposal.at(np.repeat(ONE, proposal.width), np.arange(proposal.width))
+        best = np.argsort(-logq)[: self.k].tolist()
+        others = logq.copy()
         others[best] = NEG_INF
         ids = [*best, draw(chance, fold(int(keys[0]), 0), others)]
-        total = logq[0][ids] + states[0].log_next(ids)
+        total = logq[ids] + states[0].log_next(ids)
         if not (total > NEG_INF).any():
             return [Picked(-1, NEG_INF)]
         mass = float(np.logaddexp.reduce(total))
         v = ids[draw(chance, fold(int(keys[0]), 1), total - mass)]
-        return [Picked(v, float(logq[0, v]) - mass)]
+        return [Picked(v, float(logq[v]) - mass)]
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,16 @@
-"""Potentials beside the logits of `TorchLM`: the draws and weights of the rows on the host."""
+"""A draw under a potential beside the logits is that of rows on the host; strings: test_torch_weights."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
 
-from lmppl import LM, program, sample  # noqa: E402
-from lmppl.inference import SMC, infer, tokens  # noqa: E402
 from lmppl.lm.base import TokenLaw  # noqa: E402
 from lmppl.lm.token_law import token_law  # noqa: E402
 from lmppl.lm.torch.draw import Logits  # noqa: E402
-from lmppl.lm.torch.rows import TorchRows  # noqa: E402
 from lmppl.random import Argmax, GumbelMax  # noqa: E402
-from lmppl.token_potentials import AWRS, Matches, OnText  # noqa: E402
-from lmppl.token_potentials.samplers import Exact  # noqa: E402
 
 LAWS = (
     TokenLaw(),
@@ -31,26 +20,6 @@ LAWS = (
     TokenLaw(top_k=2, mixture=0.2),
     TokenLaw(temperature=0.5, target_temperature=0.5),
 )
-
-
-@pytest.fixture
-def small(load_file: Callable[[Path], ModuleType], root: Path) -> ModuleType:
-    """The tiny random models of `test_torch_lm.py`."""
-    return load_file(root / "tests" / "lmppl" / "test_torch_lm.py")
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the rows of each batch whose rows come to the host."""
-    found: list[int] = []
-    real = TorchRows.log_probs
-
-    def watched(rows: TorchRows) -> Any:
-        found.append(len(rows))
-        return real(rows)
-
-    monkeypatch.setattr(TorchRows, "log_probs", watched)
-    return found
 
 
 @pytest.mark.parametrize("width", (7, 1500))
@@ -78,44 +47,3 @@ def test_a_tilted_draw_is_that_of_the_host(width: int) -> None:
         assert drawn.logp[b] == pytest.approx(logp[0, v], abs=2e-5)
     one = logits.draw_tilted(keys, laws, weights[:1], np.zeros(rows, dtype=np.int64), Argmax())
     assert (weights[0, one.tokens] > -np.inf).all()
-
-
-@pytest.mark.parametrize("sampler", (None, Exact()))
-@pytest.mark.parametrize("settings", ({}, {"temperature": 0.7, "top_k": 20}, {"top_p": 0.9}))
-def test_strings_are_those_of_the_host(
-    small: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    asked: list[int],
-    settings: dict[str, Any],
-    sampler: Any,
-) -> None:
-    """Keyed draws differ at near ties alone: 12 strings of 6 tokens have none."""
-    short = OnText(lambda text: -0.3 * len(text), lambda text: -0.3 * len(text))
-    potential = Matches("[a-z ]*") * short
-
-    @program
-    def story() -> str:
-        law = LM("the cat", max_tokens=6, potential=potential, sampler=sampler, **settings)
-        return str(sample("story", law))
-
-    lm = small.Pair("llama").lm
-    asked.clear()
-    engine = SMC(12, resample_at=tokens(2))
-    beside = infer(story, engine=engine, lm=lm, seed=5)
-    assert not asked
-    monkeypatch.setattr(TorchRows, "tilts", False)
-    host = infer(story, engine=engine, lm=lm, seed=5)
-    assert asked
-    assert [t["story"] for t in beside.traces] == [t["story"] for t in host.traces]
-    assert beside.log_weights == pytest.approx(host.log_weights, abs=1e-4)
-    assert beside.log_evidence == pytest.approx(host.log_evidence, abs=1e-4)
-
-
-def test_samplers_that_look_at_a_few_tokens_take_the_rows(
-    small: ModuleType, asked: list[int]
-) -> None:
-    lm = small.Pair("llama").lm
-    asked.clear()
-    law = LM("the cat", max_tokens=3, potential=Matches("[a-z ]*"), sampler=AWRS())
-    infer(lambda: sample("x", law), engine=SMC(4), lm=lm)
-    assert asked

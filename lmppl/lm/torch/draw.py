@@ -126,7 +126,7 @@ class Logits:
         picked = x.gather(1, torch.from_numpy(ids).to(x.device)).sub(norm.top)
         picked = picked.to(norm.log_total.dtype)
         picked = picked.masked_fill(torch.from_numpy(pad).to(x.device), NEG_INF)
-        return _host(torch.logsumexp(picked, dim=1) - norm.log_total)
+        return to_host(torch.logsumexp(picked, dim=1) - norm.log_total)
 
     def draw(
         self, keys: Keys, laws: Sequence[TokenLaw], mask: Bools | None, chance: Chance
@@ -149,10 +149,7 @@ class Logits:
     def _drawn(
         self, keys: Keys, laws: Sequence[TokenLaw], restrict: Restriction | None, chance: Chance
     ) -> Drawn:
-        if list(laws).count(laws[0]) == len(laws):  # compared by identity first: one look for all
-            kinds = laws[:1]
-        else:
-            kinds = laws
+        kinds = _kinds(laws)
         target, target_norm = self.tempered([law.target_temperature for law in kinds])
         x = self._proposal(laws, kinds, restrict, target, target_norm)
         norm = target_norm if x is target else normalise(x)
@@ -162,14 +159,19 @@ class Logits:
         dead = norm.log_total == NEG_INF
         packed = torch.stack([tokens.to(logq.dtype), logp, logq])
         packed = torch.where(dead, torch.tensor([[-1.0], [NEG_INF], [NEG_INF]]).to(packed), packed)
-        host = _host(packed)
-        if np.isnan(host).any():
-            raise LmpplError(
-                "the model's next-token scores contain nan",
-                where=f"row {int(np.isnan(host).any(axis=0).argmax())} of the batch",
-                fix="load the model with dtype=torch.float32; half precision may have overflowed",
-            )
+        host = to_host(packed)
+        refuse_nan(host)
         return Drawn(host[0].astype(np.int64), host[1], host[2])
+
+    def unrestricted(self, laws: Sequence[TokenLaw]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Unnormalised log p and log q [B, V], and log q without truncation where there is any."""
+        kinds = _kinds(laws)
+        target, norm = self.tempered([law.target_temperature for law in kinds])
+        x = self._proposal(laws, kinds, None, target, norm)
+        if not any(law.truncates for law in kinds):
+            return target, x, None
+        free = [law._replace(top_k=0, top_p=1.0) for law in laws]
+        return target, x, self._proposal(free, _kinds(free), None, target, norm)
 
     # -- the proposal ------------------------------------------------------------------------
 
@@ -214,12 +216,18 @@ class Logits:
         if type(chance) is GumbelMax:
             mass = None if norm.blocks is None else norm.blocks.to(norm.log_total.dtype).log()
             return gumbel_max(keys, x, mass)
-        rows = _host(x.sub(norm.top).to(norm.log_total.dtype) - norm.log_total[:, None])
+        rows = to_host(x.sub(norm.top).to(norm.log_total.dtype) - norm.log_total[:, None])
         alive = np.flatnonzero((rows > NEG_INF).any(axis=1))
         tokens = np.zeros(len(rows), dtype=np.int64)
         if len(alive):
             tokens[alive] = chance.categorical(keys[alive], rows[alive])
         return torch.from_numpy(tokens).to(x.device)
+
+
+def _kinds(laws: Sequence[TokenLaw]) -> Sequence[TokenLaw]:
+    """The laws of the rows, or the one law of all."""
+    # compared by identity first: one look for all
+    return laws[:1] if list(laws).count(laws[0]) == len(laws) else laws
 
 
 def _truncates(law: TokenLaw, width: int) -> bool:
@@ -290,8 +298,23 @@ def _mix(
     return x.index_copy(0, index, mixed)
 
 
-def _host(x: Tensor) -> Floats:
+def to_host(x: Tensor) -> Floats:
+    """Numbers on the host, float64."""
     return np.asarray(x.detach().cpu().numpy(), dtype=np.float64)
+
+
+def refuse_nan(drawn: Floats) -> None:
+    """Numbers [n, B] of what was drawn from each row.
+
+    Raises:
+        LmpplError: one of them is nan.
+    """
+    if np.isnan(drawn).any():
+        raise LmpplError(
+            "the model's next-token scores contain nan",
+            where=f"row {int(np.isnan(drawn).any(axis=0).argmax())} of the batch",
+            fix="load the model with dtype=torch.float32; half precision may have overflowed",
+        )
 
 
 def as_index(rows: Ints, device: torch.device) -> Tensor:

@@ -50,7 +50,9 @@ def noise_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def gumbel_max(keys: Keys, x: Tensor, block_mass: Tensor | None) -> Tensor:
+def gumbel_max(
+    keys: Keys, x: Tensor, block_mass: Tensor | None, rows: Tensor | None = None
+) -> Tensor:
     """The index that `lmppl.random.GumbelMax` draws from each row of `x` [B, V], int64 [B].
 
     Args:
@@ -58,12 +60,14 @@ def gumbel_max(keys: Keys, x: Tensor, block_mass: Tensor | None) -> Tensor:
         x: log-weights, not necessarily normalised, any float type.
         block_mass: float64 [B, ceil(V / BLOCK)], the log-mass of each block of ids up to one
             constant per row; needed when V > WIDE.
+        rows: which rows of `x` are meant, one per key and row of `block_mass`; None: all.
     """
     width = x.shape[1]
     where = noise_device(x.device)
     inner = _move(keys, where)[:, None]
     if width <= WIDE:
         counters = torch.arange(width, device=where)
+        x = x if rows is None else x.index_select(0, rows)
         picked = (x.to(where).double() + gumbels(inner, counters)).argmax(dim=1)
         return picked.to(x.device)
     if block_mass is None:
@@ -72,7 +76,8 @@ def gumbel_max(keys: Keys, x: Tensor, block_mass: Tensor | None) -> Tensor:
     numbers = torch.arange(block_mass.shape[1], device=where)
     block = (block_mass.to(where) + gumbels(outer, numbers)).argmax(dim=1)
     ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=where)
-    inside = x.gather(1, ids.clamp(max=width - 1).to(x.device)).to(where).double()
+    at = ids.clamp(max=width - 1).to(x.device)
+    inside = (x.gather(1, at) if rows is None else x[rows[:, None], at]).to(where).double()
     inside = inside.masked_fill(ids >= width, -torch.inf)
     pick = (inside + gumbels(inner, ids)).argmax(dim=1)
     return (block * BLOCK + pick).to(x.device)

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from lmppl.errors import BadArgument, ContextOverflow
 from lmppl.lm.base import Drawn, Rows, TokenLaw
+from lmppl.lm.token_weights import LawWeights
 from lmppl.lm.torch.cache import Block
 from lmppl.lm.torch.draw import Logits, as_index
 from lmppl.lm.torch.native import NativeBlock
 from lmppl.lm.torch.prefill import Retained
 from lmppl.lm.torch.tidy import tidy
+from lmppl.lm.torch.weights import law_weights
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
 
@@ -91,6 +93,11 @@ class TorchRows(Rows):
         """The same under a potential; see `Rows.draw_tilted`."""
         with self.lm.computing():
             return self._scores().draw_tilted(keys, laws, weights, which, chance)
+
+    def weights(self, laws: Sequence[TokenLaw]) -> LawWeights:
+        """Rows of log-weights on the device; see `Rows.weights`."""
+        with self.lm.computing():
+            return law_weights(self._scores(), laws)
 
     def log_mass(self, sets: Sequence[Sequence[int]], temperatures: Sequence[float]) -> Floats:
         """Log Σ over each set; see `Rows.log_mass`."""
