@@ -23,19 +23,19 @@ LOW = -1e3
 
 
 def functional(
-    given: Mapping[str, Array], found: Mapping[str, Array], risk: float
+    given: Mapping[str, Any], found: Mapping[str, Any], risk: float
 ) -> tuple[float, Array, Array]:
     """F, q(a_0) and q(x_i) by slice.
 
     Args:
-        given: the problem, from `factors.padded`.
-        found: f0, b0, n0, policy, log_beliefs and continuation by slice.
+        given: the problem, from `layout.padded`.
+        found: f0, b0 and n0 by slice; policy, log_beliefs and continuation by group and slice.
         risk: λ.
     """
     f = found["f0"]
-    bel = np.exp(found["log_beliefs"])
-    joint = bel[..., None] * found["policy"]
-    acts = joint.sum(axis=2)
+    bel = [np.exp(x) for x in found["log_beliefs"]]
+    joint = [x[..., None] * p for x, p in zip(bel, found["policy"], strict=True)]
+    acts = np.concatenate([x.sum(axis=2) for x in joint], axis=1)
     w = given["counts"][:, None]
     u = given["unary"] * w[..., None]
     log_q = np.maximum(_log(f), LOW)
@@ -46,7 +46,9 @@ def functional(
         log_q = log_q + risk * (u + into)
     q = np.exp(log_q - log_q.max(axis=2, keepdims=True))
     q = q / q.sum(axis=2, keepdims=True) * (f > 0)
-    value = (w * (joint * given["local"]).sum(axis=(2, 3))).sum() + (q * u).sum()
+    value = (q * u).sum()
+    for group, x in zip(given["groups"], joint, strict=True):
+        value += (given["counts"] * np.einsum("tera,era->t", x, group["local"])).sum()
     value -= (given["paid"] * (acts.mean(axis=1) @ given["cost"]))[:-1].sum()
     if risk != 0.0:
         value -= _information(given, found, joint, bel, risk) / risk
@@ -54,21 +56,22 @@ def functional(
 
 
 def _information(
-    given: Mapping[str, Array], found: Mapping[str, Array], joint: Array, bel: Array, risk: float
-) -> float:
+    given: Mapping[str, Any], found: Mapping[str, Any], joint: list[Array], bel: list[Array], risk: float
+) -> float:  # fmt: skip
     """Σ KL of the tilted dynamics from the true ones, and Σ total correlation of parents."""
-    n1, d = given["unary"].shape
-    slices, e, _ = bel.shape
-    k = given["parents"].shape[1]
-    child = np.minimum(np.arange(e), n1 - 1)
     ahead = found["b0"].copy()
-    ahead[:, n1 - 1] = 0.0
-    tilt = risk * (ahead[1:, child][:, :, None, None] - found["continuation"][:-1][..., None])
-    spent = (joint[:-1][..., None] * given["table"] * np.exp(tilt) * tilt).sum()
-    cube = bel.reshape(slices, e, *(d,) * k)
-    axes = [tuple(2 + i for i in range(k) if i != j) for j in range(k)]
-    apart = sum(_entropy(cube.sum(axis=over)) for over in axes)
-    return float(spent + apart - _entropy(bel))
+    ahead[:, -1] = 0.0
+    ahead = ahead[1:, given["child"]]
+    total, at = 0.0, 0
+    for group, x, law, kk in zip(given["groups"], joint, bel, found["continuation"], strict=True):
+        to = at + len(group["local"])
+        tilt = risk * (ahead[:, at:to, None, None] - kk[:-1, ..., None])
+        total += (x[:-1, ..., None] * group["table"] * np.exp(tilt) * tilt).sum()
+        values = np.arange(ahead.shape[-1])
+        parents = np.einsum("ter,ejrv->tejv", law, group["digits"][..., None] == values)
+        total += _entropy(parents) - _entropy(law)
+        at = to
+    return float(total)
 
 
 def _log(p: Array) -> Array:

@@ -17,8 +17,6 @@ from lmppl.errors import BadArgument
 from lmppl.inference.planning.mdp import ActionCost, FactoredMDP
 from lmppl.inference.planning.tables import Array, Mask, check_horizon
 
-WIDEST = 1 << 22
-
 
 @dataclass(frozen=True)
 class Factor:
@@ -147,45 +145,3 @@ def penalties(
         parents.append(scope)
         tables.append(None)
         locals_.append(np.where(m.table, 0.0, -price))
-
-
-def padded(problem: Factors) -> dict[str, Array]:
-    """Arrays of one shape for all factors: k parents of d values each, a dummy variable last.
-
-    parents [E, k]; table [E, d^k, A, d]; local [E, d^k, A]; unary and initial [N + 1, d].
-    """
-    n, d, a = len(problem.sizes), max(problem.sizes), len(problem.cost)
-    k = max(1, *(len(f.parents) for f in problem.factors))
-    e = len(problem.factors)
-    if e * d ** (k + 1) * a > WIDEST:
-        raise BadArgument(
-            f"{e} factors with up to {k} parents of {d} values and {a} actions are too wide",
-            fix='split the widest table, or use method="rollout"',
-        )
-    parents = np.full((e, k), n)
-    table = np.zeros((e, *(d,) * k, a, d))
-    local = np.zeros((e, *(d,) * k, a))
-    table[..., 0] = 1.0
-    at: Any
-    for i, f in enumerate(problem.factors):
-        parents[i, : len(f.parents)] = f.parents
-        at = (*(slice(problem.sizes[p]) for p in f.parents), *(0,) * (k - len(f.parents)))
-        local[i][at] = f.local
-        if f.table is not None:
-            table[i][at] = 0.0
-            table[i][(*at, slice(None), slice(f.table.shape[-1]))] = f.table
-    rows = np.zeros((2, n + 1, d))
-    for i, (u, p) in enumerate(zip(problem.unary, problem.initial, strict=True)):
-        rows[0, i, : len(u)], rows[1, i, : len(p)] = u, p
-    rows[1, n, 0] = 1.0
-    return {
-        "parents": parents,
-        "table": table.reshape(e, d**k, a, d),
-        "local": local.reshape(e, d**k, a),
-        "unary": rows[0],
-        "initial": rows[1],
-        "cost": problem.cost,
-        "allowed": problem.allowed.astype(float),
-        "counts": problem.counts,
-        "paid": np.append(problem.paid, 0.0),
-    }

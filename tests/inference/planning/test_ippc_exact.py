@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lmppl.inference.planning import FactoredMDP, from_rddl
+from lmppl.inference.planning import FactoredMDP, Reward, from_rddl
 from lmppl.inference.planning.dp import evaluate, solve
 from lmppl.inference.planning.factors import factors_of
 from lmppl.inference.planning.rollout import arollout, realised
@@ -56,6 +57,26 @@ def worth(mdp: FactoredMDP, actions: npt.NDArray[np.intp]) -> float:
         value = gain + law @ value
     first = tuple(int(p.argmax()) for p in problem.initial)
     return float(value[np.ravel_multi_index(first, problem.sizes)])
+
+
+@pytest.mark.parametrize(
+    ("domain", "now", "free", "after"),
+    [
+        ("SysAdmin", 342.6804, 362.4252, 341.1328),
+        ("GameOfLife", 209.4349, 230.8567, 210.7526),
+        ("SkillTeaching", 66.2647, 66.2647, 71.0894),
+    ],
+)
+def test_one_instance_has_an_optimum_for_each_convention(
+    domain: str, now: float, free: float, after: float
+) -> None:
+    """State and action; 40 states and no costs, as a published converter has it; successors."""
+    mdp = load(domain)
+    assert solve(mdp, HORIZON).value == pytest.approx(now, abs=1e-3)
+    if domain != "SkillTeaching":  # whose moves cost nothing
+        unpaid = replace(mdp, rewards=[r for r in mdp.rewards if isinstance(r, Reward)])
+        assert solve(unpaid, HORIZON).value == pytest.approx(free, abs=1e-3)
+    assert solve(load(domain, "successor"), HORIZON).value == pytest.approx(after, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmppl.inference.planning import dp
+from lmppl.inference.planning import dp, vbp
 from lmppl.inference.planning.factors import factors_of
 from lmppl.inference.planning.mdp import CPT, ActionCost, FactoredMDP, Reward
 from lmppl.inference.planning.planner import plan
 from lmppl.inference.planning.rollout import arollout, reactive, simulate
-from lmppl.inference.planning.vbp import compiled, propagate
+from lmppl.inference.planning.sweeps import compiled
+from lmppl.inference.planning.vbp import propagate
 from lmppl.inference.planning.vilp import bound
 
 pytest.importorskip("jax")
@@ -119,6 +120,17 @@ def test_one_variable_is_dynamic_programming(lam: float) -> None:
         assert got.converged
         assert got.value == pytest.approx(exact.value, abs=1e-3)
         assert got.action_probs.argmax() == exact.action_values[0, 0].argmax()
+
+
+def test_without_rewards_the_forward_messages_are_the_filter() -> None:
+    """Nothing to gain: actions are uniform, and f is the law of the state."""
+    law = np.random.default_rng(1).dirichlet(np.ones(3), (3, 2))
+    mdp = FactoredMDP({"x": 3}, 2, {"x": CPT(["x"], law)}, [Reward(["x"], np.zeros((3, 2)))])
+    got = propagate(factors_of(mdp, 5), risk=0.8, temperature=1 / 0.8, anneal=False)
+    now = np.eye(3)[0]
+    for f in got.forward[:, 0]:
+        assert f == pytest.approx(now, abs=1e-9)
+        now = np.einsum("x,xay->y", now, law) / 2
 
 
 @pytest.mark.slow
@@ -280,6 +292,23 @@ def test_memory_does_not_grow() -> None:
         propagate(factors_of(network(seed), 4), sweeps=2)
         live.append(sum(x.nbytes for x in jax.live_arrays()))  # type: ignore[no-untyped-call]
     assert live[-1] <= live[20]
+
+
+def test_what_is_compiled_does_not_grow_with_the_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten and 80 variables are one program of as many operations, so it compiles as fast."""
+    import jax
+
+    lengths = []
+
+    def trace(*given: Any) -> Any:
+        lengths.append(str(jax.make_jaxpr(compiled(True, False))(*given)).count(" = "))
+        raise InterruptedError
+
+    monkeypatch.setattr(vbp, "compiled", lambda *_: trace)
+    for n in (10, 80):
+        with pytest.raises(InterruptedError):
+            propagate(factors_of(network(0, n), 4))
+    assert lengths[0] == lengths[1] > 100
 
 
 def test_new_tables_do_not_compile_again() -> None:

@@ -123,6 +123,23 @@ def test_the_sign_of_risk(lam: float, expected: float) -> None:
     assert inference_value(lottery, 1, risk=lam) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "switch"),
+    [("mmap", 0.8221632), ("marginal", 0.8221632), ("map", np.log(2) / 0.4), ("planning", 0.0)],
+)
+def test_where_the_first_action_becomes_risky(kind: str, switch: float) -> None:
+    """Risky is a fair coin between left and right, safe is the middle; one action is left."""
+    risky = np.array([0, 0.5, 0.5, 0, 0, 0, 0])
+
+    def gain(lam: float) -> float:
+        return inference_value(T1, 1, kind, risk=lam, state=risky) - inference_value(
+            T1, 1, kind, risk=lam, state="middle"
+        )
+
+    assert gain(switch + 1e-5) > 0
+    assert gain(switch - 1e-5) < 0 or kind == "planning"
+
+
 def test_no_risk_is_a_branch_of_its_own() -> None:
     mdp = random_mdp(3)
     at_zero = inference_value(mdp, 4, risk=0.0)

@@ -1,0 +1,250 @@
+"""The compiled sweeps of value belief propagation (`vbp` has the equations).
+
+A sweep visits the slices backwards, which updates b, and forwards, which updates f. At a visit B_e is
+fixed, so e^{B_e/α} is computed once, scaled by the messages at hand, and each refreshment of C_e is
+two products of that table with a vector (Sinkhorn's scaling, stabilised). Factors of a group
+(`layout`) take their turns in a scan: what is compiled grows with the number of groups, not of factors.
+
+Reference: Schmitzer, Stabilized sparse scaling algorithms for entropy regularized transport problems
+(2019).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lmppl.inference.planning.bethe import LOW
+
+FORBIDDEN = -1e6
+BETTER, PATIENCE = 0.9, 6
+"""A run ends, unconverged, when the residual did not fall by a tenth within as many sweeps."""
+STEEPEST, LEAST = 300.0, 1e-150
+"""Exponent and sum beyond which a scaled table is cut: their quotient is still a float64."""
+
+
+@functools.cache
+def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
+    """One function for all tables of a shape; loops are scans, so its size is that of one factor."""
+    import jax
+    import jax.numpy as jnp
+    from jax.scipy.special import logsumexp
+
+    def lse(x: Any) -> Any:
+        top = x.max(axis=-1, keepdims=True)
+        return top + jnp.log(jnp.exp(x - top).sum(axis=-1, keepdims=True))
+
+    def run(given: Any, num: Any) -> Any:
+        parents, child, groups = given["parents"], given["child"], given["groups"]
+        e_n, k = parents.shape
+        n1, d = given["unary"].shape
+        a_n = given["cost"].shape[0]
+        lam = num["lam"]
+        slices = given["counts"].shape[0]
+        ends = np.cumsum([0, *(g["local"].shape[0] for g in groups)])
+        spans = [slice(lo, hi) for lo, hi in itertools.pairwise(ends)]
+        held = [
+            g | {"own": at, "is": g["digits"][..., None] == jnp.arange(d)}
+            for g, at in zip(groups, spans, strict=True)
+        ]
+
+        def continuation(b: Any, end: Any) -> list[Any]:
+            b = b.at[n1 - 1].set(0.0)[child]
+            return [jnp.where(end, 0.0, ahead(g["table"], b[g["own"]])) for g in held]
+
+        def ahead(table: Any, b: Any) -> Any:
+            if neutral:
+                return jnp.einsum("eray,ey->era", table, b)
+            return logsumexp(lam * b[:, None, None], b=table, axis=3) / lam
+
+        def gather(n: Any) -> Any:
+            return jnp.zeros((n1, d)).at[parents].add(n)
+
+        def node(f: Any, u: Any, n: Any) -> list[tuple[Any, Any]]:
+            """log m of every parent at every row of its factor, [e, k, r], and their sum."""
+            m = jnp.maximum(jnp.log(jnp.maximum(f, 1e-300)), LOW)[parents]
+            if not neutral:
+                m = m + lam * ((u + gather(n))[parents] - n)
+                m = m - lse(m)
+            found = []
+            for g in held:
+                own = m[g["own"], : g["digits"].shape[1]]
+                parts = jnp.take_along_axis(own, g["digits"], axis=2)
+                found.append((parts, parts.sum(axis=1) + g["live"]))
+            return found
+
+        def belief(base: Any, g: Any) -> Any:
+            lb = base if neutral else base + lam * g
+            return lb - lse(lb)
+
+        def upwards(nodes: list[tuple[Any, Any]], worth: list[Any]) -> Any:
+            """n of every parent."""
+            found = []
+            for g, (parts, base), v in zip(held, nodes, worth, strict=True):
+                rest, some = base[:, None] - parts, g["is"].any(axis=2)
+                if neutral:
+                    x = jnp.exp(rest) * v[:, None]
+                    made = jnp.where(g["is"], x[..., None], 0.0).sum(axis=2)
+                else:
+                    made = logsumexp((rest + lam * v[:, None])[..., None], b=g["is"], axis=2) / lam
+                top = jnp.where(some, made, -jnp.inf).max(axis=2, keepdims=True)
+                made = jnp.where(some, made - top, 0.0)
+                found.append(jnp.pad(made, ((0, 0), (0, k - made.shape[1]), (0, 0))))
+            return jnp.concatenate(found)
+
+        def offers(t: Any, alpha: Any) -> Any:
+            """What each action costs before anything is known of it."""
+            cost = jnp.where(given["allowed"] > 0, -given["paid"][t] * given["cost"], FORBIDDEN)
+            return jnp.where(t == slices - 1, -alpha * jnp.log(a_n * 1.0), cost)
+
+        def choices(t: Any, c: Any, kk: list[Any], alpha: Any) -> list[tuple[Any, Any, Any]]:
+            """(B + D)/α, π and G of every factor."""
+            rest = (c.sum(axis=0) - c + offers(t, alpha)) / alpha
+            found = []
+            for g, v in zip(held, kk, strict=True):
+                x = (g["local"] * given["counts"][t] + v) / alpha + rest[g["own"], None]
+                top = x.max(axis=2, keepdims=True)
+                e = jnp.exp(x - top)
+                z = e.sum(axis=2, keepdims=True)
+                found.append((x, e / z, (alpha * (top + jnp.log(z)))[..., 0]))
+            return found
+
+        def inner(t: Any, f: Any, n: Any, c: Any, kk: list[Any], alpha: Any) -> Any:
+            """Node step in parallel, factors in turn, until the slice rests."""
+            u, own = given["unary"] * given["counts"][t], offers(t, alpha)
+
+            # e^{(B - G)/α}, scaled by columns; below only D changes, and G with it
+            parts = node(f, u, n)
+            scaled = []
+            rest = (c.sum(axis=0) - c + own) / alpha
+            for g, (_, base), (x, _, worth) in zip(
+                held, parts, choices(t, c, kk, alpha), strict=True
+            ):
+                steep = x - (worth / alpha)[..., None] - rest[g["own"], None]
+                log_bel = belief(base, worth)
+                kappa = (log_bel[..., None] + steep).max(axis=1)
+                table = jnp.exp(jnp.minimum(steep - kappa[:, None], STEEPEST))
+                # At λ = 0 neither m nor bel reads n
+                scaled.append((table, kappa, jnp.exp(log_bel) if neutral else worth))
+
+            def one(total: Any, xs: Any) -> Any:
+                (table, kappa, bel), base, c_e = xs
+                x = (total - c_e + own) / alpha + kappa
+                z = jnp.maximum((table * jnp.exp(x - x.max())).sum(axis=1), LEAST)
+                worth = bel
+                if not neutral:
+                    worth = bel + alpha * (x.max() + jnp.log(z))
+                    bel = jnp.exp(belief(base, worth))
+                s = ((bel / z)[:, None] * table).sum(axis=0)
+                new = alpha * (kappa + jnp.log(jnp.maximum(s, LEAST**2)))
+                new = new - new.max()
+                return total if flooding else total - c_e + new, (new, worth)
+
+            def once(state: Any) -> Any:
+                it, n, c, _ = state
+                nodes = parts if neutral else node(f, u, n)
+                total, new, worth = c.sum(axis=0), [], []
+                for g, table, (_, base) in zip(held, scaled, nodes, strict=True):
+                    xs = table, base, c[g["own"]]
+                    total, (c_g, g_g) = jax.lax.scan(one, total, xs)
+                    new.append(c_g)
+                    worth.append(g_g)
+                c2 = jnp.concatenate(new)
+                n2 = n if neutral else upwards(nodes, worth)
+                return it + 1, n2, c2, jnp.maximum(jnp.abs(c2 - c).max(), change(f, n2, n))
+
+            it, n, c, delta = jax.lax.while_loop(
+                lambda s: (s[0] < num["inner"]) & (s[3] > 0.1 * num["tolerance"]),
+                once,
+                (0, n, c, jnp.inf),
+            )
+            nodes, chosen = node(f, u, n), choices(t, c, kk, alpha)
+            worth = [v for _, _, v in chosen]
+            log_bel = [belief(base, v) for (_, base), v in zip(nodes, worth, strict=True)]
+            pi = [p for _, p, _ in chosen]
+            return upwards(nodes, worth), c, pi, log_bel, it, delta <= 0.1 * num["tolerance"]
+
+        def change(f: Any, new: Any, old: Any) -> Any:
+            """Messages into values that cannot occur do not count."""
+            return jnp.abs(jnp.where(f[parents] > 1e-12, new - old, 0.0)).max()
+
+        def onwards(kk: list[Any], pi: list[Any], log_bel: list[Any]) -> Any:
+            """The forward law of the next slice; the continuation is divided out."""
+            made = []
+            for g, v, p, b in zip(held, kk, pi, log_bel, strict=True):
+                weight = jnp.exp(b)[:, :, None] * p
+                if not neutral:
+                    weight = weight * jnp.exp(-lam * (v - v.min(axis=(1, 2), keepdims=True)))
+                made.append(jnp.einsum("era,eray->ey", weight, g["table"]))
+            new = (
+                jnp.zeros((n1, d))
+                .at[child]
+                .add(jnp.concatenate(made))
+                .at[n1 - 1]
+                .set(given["initial"][n1 - 1])
+            )
+            return new / new.sum(axis=1, keepdims=True)
+
+        times = jnp.arange(slices)
+        order = jnp.concatenate([times[::-1], times])
+        forwards = jnp.arange(2 * slices) >= slices
+
+        def visit(carry: Any, xs: Any) -> Any:
+            """One slice on the way back, which updates b, or on the way forth, which updates f."""
+            f, b, n, c, alpha, keep = carry
+            t, forth = xs
+            end, after = t == slices - 1, jnp.minimum(t + 1, slices - 1)
+            kk = continuation(b[after], end)
+            n2, c2, pi, lb, steps, rest = inner(t, f[t], n[t], c[t], kk, alpha)
+            new = jax.lax.cond(forth & ~end, lambda: onwards(kk, pi, lb), lambda: f[after])
+            back = given["unary"] * given["counts"][t] + gather(n2)
+            back = back - jnp.where(f[t] > 1e-12, back, -jnp.inf).max(axis=1, keepdims=True)
+            off = jnp.abs(jnp.where(f[t] > 1e-12, back - b[t], 0.0)).max()
+            off = jnp.maximum(off, jnp.abs(c2 - c[t]).max())
+            off = jnp.where(forth, jnp.abs(new - f[after]).max(), off)
+            f = f.at[after].set((1 - keep) * new + keep * f[after])
+            b = b.at[t].set(jnp.where(forth, b[t], (1 - keep) * back + keep * b[t]))
+            return (f, b, n.at[t].set(n2), c.at[t].set(c2), alpha, keep), (off, steps, rest)
+
+        def tell(t: Any, messages: list[Any], alpha: Any) -> Any:
+            """π, log bel and K of a slice, as the messages have them now."""
+            f, b, n, c = messages
+            kk = continuation(b[jnp.minimum(t + 1, slices - 1)], t == slices - 1)
+            nodes = node(f[t], given["unary"] * given["counts"][t], n[t])
+            chosen = choices(t, c[t], kk, alpha)
+            bel = [belief(base, v) for (_, base), (_, _, v) in zip(nodes, chosen, strict=True)]
+            return [p for _, p, _ in chosen], bel, kk
+
+        def heat(it: Any) -> Any:
+            return jnp.maximum(num["floor"], num["high"] / (num["fall"] * it + 1.0))
+
+        def sweep(state: Any) -> Any:
+            it, messages, _, done, _, best, stale = state
+            alpha, keep = heat(it), jnp.where(it == 0, 0.0, num["damping"])
+            (*messages, _, _), (off, steps, rest) = jax.lax.scan(
+                visit, (*messages, alpha, keep), (order, forwards)
+            )
+            cold, off = alpha <= num["floor"], off.max()
+            better = ~cold | (off < BETTER * best)
+            best = jnp.where(cold & better, off, best)
+            stale = jnp.where(better, 0, stale + 1)
+            return it + 1, messages, off, done + steps.sum(), rest.all() & cold, best, stale
+
+        start = [given[x] for x in ("f0", "b0", "n0", "c0")]
+        it, messages, residual, done, rested, *_ = jax.lax.while_loop(
+            lambda s: (
+                (s[0] < num["sweeps"]) & ((s[2] > num["tolerance"]) | ~s[4]) & (s[6] < PATIENCE)
+            ),
+            sweep,
+            (0, start, jnp.inf, 0, False, jnp.inf, 0),
+        )
+        told = jax.lax.map(lambda t: tell(t, messages, heat(it - 1)), times)
+        names = ("f0", "b0", "n0", "c0", "policy", "log_beliefs", "continuation")
+        facts = {"residual": residual, "sweeps": it, "inner": done, "rested": rested}
+        return dict(zip(names, (*messages, *told), strict=True)) | facts
+
+    return jax.jit(run)
