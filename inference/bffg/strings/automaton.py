@@ -14,7 +14,8 @@ to die. Weighted strings follow p(x | constraint) whatever the surrogate; unweig
 
 Tokens with the same column of δ form a class, and a class is one matrix product: a step costs
 2 N H V, whatever the number of automaton states. Where the surrogate emits K clusters of tokens the
-share of a token in its cluster cancels, and a step costs 2 N Q H K and a look-up per token.
+share of a token in its cluster cancels, and a step costs 2 N H K for each state that can come next,
+and a look-up per token.
 
 Reference: Zhang, Kung, Yoshida, Van den Broeck and Peng, Adaptable logical control for large
 language models (2024); the weights are those of van der Meulen and Schauer (2020).
@@ -56,7 +57,8 @@ class HMMAutomaton:
     """The guide of the module's first lines.
 
     Args:
-        hmm: the surrogate of the language model.
+        hmm: the surrogate of the language model; what it calls impossible is never drawn, so that it
+            must have no zeros where the model has none. Fitted ones have none.
         dfa: the automaton.
         horizon: T, the length at which τ is applied; shorter strings are padded by an absorbing
             end token.

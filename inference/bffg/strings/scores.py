@@ -3,8 +3,8 @@
     log Σ_z φ(z) B(z, v) u(z, δ(s, v)) - log Σ_z φ(z) B(z, v)      for N strings and V tokens
 
 A token that the surrogate cannot emit has no such ratio: after it all hidden states are as likely.
-They are found in the precision of B: a table over a large vocabulary may well be of float32, since
-whatever is divided out of a weight again is the number that was multiplied in.
+They are found in the precision of B: a table over a large vocabulary may well be of float32. A guide of
+less precision is another guide, and as exact; only its last value, which stands for τ, is rounded.
 """
 
 from __future__ import annotations

@@ -199,6 +199,9 @@ def test_classes_of_tokens_equal_the_dense_sum() -> None:
     single = HMMAutomaton(hmm._replace(B=B.astype(np.float32)), dfa, 12, dfa.terminal(lambda s: s))
     assert single.log_next(at).dtype == np.float32
     assert np.allclose(single.log_next(at), dense, atol=1e-5)
+    for _ in range(9):  # g is an expectation of τ ≤ 9, in float32 as well
+        assert (single.log_next(at) <= np.log(9) + 1e-5).all()
+        at = single.advance(at, rng.integers(0, 300, 5))
 
 
 def test_a_rule_that_is_hardly_ever_met_underflows_nowhere() -> None:
