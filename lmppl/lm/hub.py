@@ -15,9 +15,13 @@ Progress = Callable[[str], None]
 def cached(repo: str) -> Path | None:
     """The folder of a repository that is in the user's cache already, or None."""
     try:
-        from huggingface_hub import snapshot_download, try_to_load_from_cache
+        from huggingface_hub import constants
     except ImportError:
         return None
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}").is_dir():
+        return None  # known without importing the client, which takes half a second
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
     try:
         config = try_to_load_from_cache(repo, "config.json")
         folder = Path(snapshot_download(repo, local_files_only=True))

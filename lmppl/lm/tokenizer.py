@@ -76,7 +76,8 @@ class HFTokenizer:
         unknown = set() if _byte_level(spec) else set(_maybe(fast.unk_token_id)) - self.eos_ids
         self._never = self.special_ids - unknown
         self.bos_id = _leading_bos(fast)
-        shown = [self._text.id_to_token(i) for i in range(width)]
+        token_of = {i: t for t, i in self._text.get_vocab(with_added_tokens=True).items()}
+        shown = list(map(token_of.get, range(width)))
         self._bytes = _all_bytes(shown, _byte_level(spec), added, self.special_ids)
         self.missing_ids = [i for i, token in enumerate(shown) if token is None]
         """Ids that the model scores and no token has."""

@@ -151,9 +151,9 @@ class TopK:
         left = others.log_mass(every)
         more = np.full(len(states), -1, dtype=np.int64)
         log_more = np.full(len(states), NEG_INF)
-        open_ = np.flatnonzero(left > NEG_INF)
-        if len(open_):
-            more[open_], log_more[open_] = others.draw(open_, fold_array(keys[open_], 0), chance)
+        rest = np.flatnonzero(left > NEG_INF)
+        if len(rest):
+            more[rest], log_more[rest] = others.draw(rest, fold_array(keys[rest], 0), chance)
         out = []
         for b, (state, key) in enumerate(zip(states, keys.tolist(), strict=True)):
             inside = logs[b] > NEG_INF

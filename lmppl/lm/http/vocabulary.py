@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,12 +87,11 @@ def find(source: Any, model: str, folder: str) -> tuple[Vocabulary, int]:
 
 def _read(name: str) -> tuple[Vocabulary, int] | str:
     """The tokenizer of a name, or why there is none."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
+    if find_spec("transformers") is None:
         return 'the Python package transformers is missing: pip install "lmppl-lang[http]"'
     from lmppl.lm import hub, smollm2
     from lmppl.lm.tokenizer import HFTokenizer
+    from lmppl.lm.tokenizer_files import read_tokenizer
 
     path: Path | str = Path(name).expanduser()
     if name == smollm2.NAME:
@@ -101,7 +101,7 @@ def _read(name: str) -> tuple[Vocabulary, int] | str:
             return "no such folder"
         path = hub.cached(name) or name
     try:
-        fast = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        fast = read_tokenizer(path)
     except Exception as error:  # damaged and absent files raise whatever their parser raises
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
     configs = [_json(Path(path) / f) for f in ("generation_config.json", "config.json")]

@@ -5,31 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lmppl.errors import BadArgument, CorruptModel
+from lmppl.lm.tokenizer_files import read_tokenizer
+from lmppl.lm.torch import llama
+from lmppl.lm.torch.network import Engine
+
+Auto = Literal["auto"]
 
 
-def read(folder: Path, device: str | None, dtype: torch.dtype | str | None) -> tuple[Any, Any]:
+def read(
+    folder: Path,
+    device: str | None,
+    dtype: torch.dtype | str | None,
+    engine: Engine | Auto = "auto",
+) -> tuple[Any, Any]:
     """The model, on its device, and the tokenizer of a folder.
+
+    A model that is a Llama and nothing else is run by our own network, unless it is to be run in one
+    of its own ways; importing that of transformers takes seconds.
 
     Raises:
         CorruptModel: the weights are pickled, damaged, or of an architecture that transformers
             does not implement itself.
     """
     check(folder)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     where = torch.device(device or best_device())
     kind = _dtype(dtype, where)
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=kind, use_safetensors=True, trust_remote_code=False
-            )
+        tokenizer = read_tokenizer(folder)
+        model: Any = llama.read(folder, kind) if engine in ("auto", "slots") else None
+        if model is None:
+            model = _by_transformers(folder, kind)
     except Exception as error:  # damaged files raise whatever their parser raises
         raise CorruptModel(
             "the model cannot be read",
@@ -38,6 +48,15 @@ def read(folder: Path, device: str | None, dtype: torch.dtype | str | None) -> t
             fix="download it again; only causal models that transformers itself implements work",
         ) from error
     return model.to(where), tokenizer
+
+
+def _by_transformers(folder: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _quiet():
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
 
 
 def check(folder: Path) -> None:

@@ -165,7 +165,8 @@ class TorchLM(Tokenized):
             options: source, threads, kv_bytes, engine, adapters, deterministic, buckets: see the class.
         """
         folder = Path(path)
-        model, tokenizer = torch_files.read(folder, device, dtype)
+        engine = options.get("engine", "auto")
+        model, tokenizer = torch_files.read(folder, device, dtype, engine)
         return cls(model, tokenizer, name=name or folder.name, **options)
 
     def _forget_usage(self) -> None:

@@ -27,6 +27,7 @@ from lmppl.lm.base import Usage
 from lmppl.lm.torch.attend import ACTIVE, NAME, Current, PagedCache, Pass, register
 from lmppl.lm.torch.buckets import Buckets
 from lmppl.lm.torch.cache import Block
+from lmppl.lm.torch.llama import Llama
 from lmppl.lm.torch.native import NativeBlock
 from lmppl.lm.torch.pages import Layout, Shape
 from lmppl.lm.torch.prefill import Limits, Sink
@@ -220,7 +221,8 @@ class Network:
         )
 
     def _install(self) -> None:
-        register()
+        if not isinstance(self.model, Llama):
+            register()
         self.model.set_attn_implementation(NAME)
         self._hook = self.head.register_forward_pre_hook(_keep_wanted)
 
