@@ -31,6 +31,7 @@ BENEATH = {
     "lmppl.lm.base": ["LanguageModel", "Rows", "Drawn", "TokenLaw", "Capabilities", "Usage"],
     "lmppl.lm.table": ["TableLM"],
     "lmppl.lm.token_law": ["token_law"],
+    "lmppl.lm.token_weights": ["TokenWeights"],
     "lmppl.lm.torch.model": ["TorchLM"],
     "lmppl.lm.load": ["available", "load"],
     "lmppl.distributions": ["Distribution", "after", "gather"],
