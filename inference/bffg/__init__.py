@@ -45,10 +45,12 @@ from lmppl.inference.bffg.families.steps import BiasedSteps, Steps, euler_steps
 from lmppl.inference.bffg.forward import draw_noise, forward, guided_path, log_weight, path_score
 from lmppl.inference.bffg.from_program import Converted, from_program
 from lmppl.inference.bffg.kernels import Guessed, Kernel, Surrogate, guided, surrogate
+from lmppl.inference.bffg.learned import evidence_bounds, fit_residual
 from lmppl.inference.bffg.messages import Factors, Gamma, Gaussian, Message, Table
 from lmppl.inference.bffg.model import Model, Point, chain, dag, tree
 from lmppl.inference.bffg.particle_filter import conditional_filter, particle_gibbs
 from lmppl.inference.bffg.pcn import PCN, PMMH, pcn
+from lmppl.inference.bffg.residual import Residual
 from lmppl.inference.bffg.result import Guided, pareto_k
 from lmppl.inference.bffg.strings.automaton import HMMAutomaton
 from lmppl.inference.bffg.strings.baum_welch import fit_hmm
@@ -107,6 +109,7 @@ __all__ = [
     "PoissonLeaf",
     "PoissonProcess",
     "PoissonStep",
+    "Residual",
     "Sparse",
     "Steps",
     "Surrogate",
@@ -140,8 +143,10 @@ __all__ = [
     "draw_noise",
     "euler",
     "euler_steps",
+    "evidence_bounds",
     "explain",
     "factor",
+    "fit_residual",
     "forward",
     "guided",
     "guided_path",

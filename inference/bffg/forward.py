@@ -226,4 +226,5 @@ def is_before_draw(bf: BackwardFilter, kind: str) -> bool:
     node = bf.model.kinds.index(kind)
     made = bf.model.kernels[kind](bf.params, bf.model.covariate(node))
     kernel, k_tilde = resolve(made, bf.anchors[0])
-    return before_draw(kernel, rung(kernel, k_tilde, rows(bf.g, 0)))
+    g = rows(bf.g, 0)
+    return not g.late and before_draw(kernel, rung(kernel, k_tilde, g))

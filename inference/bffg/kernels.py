@@ -213,6 +213,10 @@ def step(
     kernel: Kernel, k_tilde: Surrogate, g: Message, x: Array, z: Array, at: int | None = None
 ) -> tuple[Array, Array]:
     """One guided step from x with noise z: the child, and the log numerator of its weight."""
+    h = _drawn(kernel, k_tilde, g, x)
+    if h is not g:
+        y, numerator = step(kernel, k_tilde, h, x, z, at)
+        return y, numerator + g.log_value(y) - h.log_value(y)
     level = rung(kernel, k_tilde, g) if at is None else at
     if level == 1:
         form = closed_form(kernel, g)
@@ -245,6 +249,10 @@ def score(
     kernel: Kernel, k_tilde: Surrogate, g: Message, x: Array, y: Array, at: int | None = None
 ) -> tuple[Array, Array]:
     """log q(x, y) of the guided step, and the log numerator of its weight, for a given child."""
+    h = _drawn(kernel, k_tilde, g, x)
+    if h is not g:
+        log_q, numerator = score(kernel, k_tilde, h, x, y, at)
+        return log_q, numerator + g.log_value(y) - h.log_value(y)
     level = rung(kernel, k_tilde, g) if at is None else at
     if level <= 2:
         if level == 1:
@@ -259,6 +267,10 @@ def score(
     else:
         return kernel.log_prob(x, y), g.log_value(y)
     return log_q, kernel.log_prob(x, y) + g.log_value(y) - log_q
+
+
+def _drawn(kernel: Kernel, k_tilde: Surrogate, g: Message, x: Array) -> Message:
+    return g.drawn(lambda h: step(kernel, k_tilde, h, x, jnp.zeros(kernel.noise))[0])
 
 
 def before_draw(kernel: Kernel, level: int) -> bool:

@@ -20,6 +20,7 @@ Reference: van der Meulen and Schauer, Automatic backward filtering forward guid
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -38,9 +39,20 @@ class Message(ABC):
     `scale, unit = g.normalize()` means `g.log_value(x) = scale + unit.log_value(x)`.
     """
 
+    late = False
+    """Whether the weight of what it guides is known only with the child."""
+
     @abstractmethod
     def log_value(self, x: Array) -> Array:
         """log g(x)."""
+
+    def drawn(self, mean: Callable[[Any], Array]) -> Message:
+        """What children are drawn with in its place, where it is no message of a family.
+
+        Args:
+            mean: message -> the child that it guides to without noise.
+        """
+        return self
 
     @abstractmethod
     def normalize(self) -> tuple[Array, Self]:

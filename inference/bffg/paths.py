@@ -69,7 +69,7 @@ def sweep(
         model: the model.
         params: of its kernels.
         visit: what happens at a node.
-        inputs: of each kind [count, …], such as noise.
+        inputs: of each kind, arrays with a row per node [count, …], such as noise.
         bf: whose messages and anchors the visits see; without it they see None.
     """
     if model.is_chain:
@@ -81,7 +81,7 @@ def _along(model: Model, params: Any, visit: Visit, inputs: Any, bf: Any) -> tup
     first, kind = model.kinds[0], model.kinds[1]
     z0 = z = g0 = g = m0 = m = a = None
     if inputs is not None:
-        z0, z = inputs[first][0], inputs[kind][int(kind == first) :]
+        z0, z = rows(inputs[first], 0), rows(inputs[kind], slice(int(kind == first), None))
     if bf is not None:
         g0, m0, m, a = rows(bf.g, 0), bf.root[0][0], bf.m[0], bf.anchors[:-1]
         g = rows(bf.g, slice(1, None))
@@ -143,7 +143,7 @@ def _bucket(
     """The visit of every lane of one level."""
 
     def one(lane: Lanes, m: Any) -> Any:
-        z = None if inputs is None else inputs[bucket.kind][lane.slots]
+        z = None if inputs is None else rows(inputs[bucket.kind], lane.slots)
         pa = parent_rows(x, lane.parents)
         g = a = None
         if bf is not None:

@@ -30,6 +30,7 @@ from lmppl.inference.results.posterior import population_posterior
 from lmppl.inference.smc.conditional import Swept, filter_of, sweep
 from lmppl.inference.smc.particle_filter import SMC
 from lmppl.random import draw, fold
+from lmppl.types import Floats
 from lmppl.weights import NEG_INF, exp, log_mean_exp
 
 
@@ -44,6 +45,11 @@ class Bounds(NamedTuple):
     upper_se: float
     exact: bool
     """Whether the paths were exact posterior draws, so that `upper` is a bound."""
+
+    @classmethod
+    def of(cls, low: Floats, high: Floats, exact: bool) -> Bounds:
+        """From log Ẑ of filters of each kind."""
+        return cls(*_mean(low), *_mean(high), exact)
 
     @property
     def gap(self) -> float:
@@ -96,10 +102,10 @@ def evidence_bounds(
             "no run of this program has a positive weight, and a conditional filter needs one",
             fix="give more tries, particles, or a better guide",
         )
-    return Bounds(*_mean(low), *_mean(high), both.exact[0])
+    return Bounds.of(low, high, both.exact[0])
 
 
-def _mean(x: Any) -> tuple[float, float]:
+def _mean(x: Floats) -> tuple[float, float]:
     """Mean and its standard error."""
     if not np.isfinite(x).all():
         return NEG_INF, math.nan

@@ -59,7 +59,7 @@ class Twist:
     def log_psi(self, traces: Sequence[Trace]) -> Floats:
         """log ψ of partial traces [N]."""
         x = np.array([self.features(t) for t in traces], dtype=np.float64)
-        value = _residual(self.theta, x.reshape(len(traces), -1), np)
+        value = residual(self.theta, x.reshape(len(traces), -1), np)
         if self.base is not None:
             value = value + np.array([self.base(t) for t in traces])
         if self.scale:
@@ -74,7 +74,7 @@ class Twist:
         return Guide(self.log_psi, batched=True, name="learned twist")
 
 
-def _residual(theta: Any, x: Any, xp: Any) -> Any:
+def residual(theta: Any, x: Any, xp: Any) -> Any:
     """f_θ of rows of features, in numpy where it is used and in jax.numpy where it is trained."""
     if len(theta) == 2:
         return x @ theta[0] + theta[1]
@@ -184,7 +184,7 @@ def _trained(
     data = [jnp.asarray(v, jnp.float32) for v in (*good[:3], *plain[:3], mass)]
 
     def objective(theta: Any, x: Any, g: Any, w: Any, x0: Any, g0: Any, w0: Any, mass: Any) -> Any:
-        a, a0 = g + _residual(theta, x, jnp), g0 + _residual(theta, x0, jnp)
+        a, a0 = g + residual(theta, x, jnp), g0 + residual(theta, x0, jnp)
         penalty = decay * sum(jnp.sum(p**2) for p in theta)
         if loss == "ratio":
             known, plain = jax.nn.softplus(log_z - a), jax.nn.softplus(a0 - log_z)
@@ -214,7 +214,7 @@ def _trained(
 
 def _scaled(twist: Twist, good: _Rows, plain: _Rows, log_z: float) -> Twist:
     """With Σ_plain γ ψ = Z · P(so long | data) for each length, as h* has it."""
-    log_psi = plain.base + _residual(twist.theta, plain.x, np)
+    log_psi = plain.base + residual(twist.theta, plain.x, np)
     scale = np.zeros(1 + max(int(good.length.max()), int(plain.length.max())))
     for n in np.unique(good.length):
         at = plain.length == n
