@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from lmppl.errors import BadArgument
-from lmppl.inference.bffg.kernels import has, missing
+from lmppl.inference.bffg.kernels import has, is_anchored, missing
 from lmppl.inference.bffg.messages import Array, Message, add, pairwise_sum, with_anchor
-from lmppl.inference.bffg.model import Model, Point, edge, rows, source
+from lmppl.inference.bffg.model import Model, Point, edge, exact_leaves, rows, source
 from lmppl.inference.bffg.paths import mean_path, over_levels, parent_rows, prior_path
 from lmppl.inference.bffg.schedule import Bucket, Lanes, Run
-from lmppl.inference.bffg.segments import LONG, filter_in_blocks
+from lmppl.inference.bffg.segments import LONG, ends_again, ends_of_blocks, filter_in_blocks
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,14 @@ class BackwardFilter:
     @property
     def log_evidence(self) -> Array:
         """log h~: the evidence under the surrogates; log p(data) when they are exact."""
-        return pairwise_sum(self.scales) + sum(jnp.sum(r) for r in self.root)
+        total = pairwise_sum(self.scales) + sum(jnp.sum(r) for r in self.root)
+        if self.model.is_chain:
+            return total
+        for run, ups in zip(self.model.runs[1:], self.m, strict=True):
+            for bucket, up in zip(run, ups, strict=True):
+                if bucket.p == 0:  # a root that waits for the other parents of its collider
+                    total += jnp.sum(jnp.where(bucket.lanes.into < self.model.n, up, 0.0))
+        return total
 
 
 def backward(
@@ -118,25 +125,38 @@ def backward(
 def _refined(model: Model, data: Array, params: Any, inflate: Any, rounds: int) -> BackwardFilter:
     at = prior_path(model, params)
     bf: BackwardFilter = _backward(model, data, params, inflate, at)
-    if not jnp.issubdtype(at.dtype, jnp.floating):
+    if not rounds or not jnp.issubdtype(at.dtype, jnp.floating):
         return bf  # nothing is expanded about a discrete state
-    if rounds > 0:
-        at = (
-            jax.lax.fori_loop(
-                0, rounds, lambda _, a: mean_path(_backward(model, data, params, inflate, a)), at
-            )
-            if rounds > 1
-            else mean_path(bf)
-        )
-        bf = _backward(model, data, params, inflate, at)
-    return bf
+    if is_fixed(model, params):  # then so is the guided path: further rounds would find it again
+        return _backward(model, data, params, inflate, mean_path(bf), bf)  # type: ignore[no-any-return]
+    about = partial(_backward, model, data, params, inflate)
+    at = jax.lax.fori_loop(1, rounds, lambda _, a: mean_path(about(a)), mean_path(bf))
+    return about(at)
+
+
+def is_fixed(model: Model, params: Any) -> bool:
+    """Whether messages are the same functions about all anchors, since nothing is linearised."""
+    found = [exact_leaves(model, params), all(len(pa) <= 1 for pa in model.parents)]
+
+    def look(params: Any) -> Any:
+        found.extend(not is_anchored(model.example(kind, params)) for kind in set(model.kinds))
+        return 0
+
+    jax.eval_shape(look, params)
+    return all(found)
 
 
 @partial(jax.jit, static_argnums=0)
-def _backward(model: Model, data: Array, params: Any, inflate: Any, at: Array) -> BackwardFilter:
+def _backward(
+    model: Model, data: Array, params: Any, inflate: Any, at: Array, known: Any = None
+) -> BackwardFilter:
+    """About some anchors; `known` is the same about others, where `is_fixed`."""
     acc = leaf_messages(model, data, params, at)
-    filter_ = _chain if model.is_chain else _levels
-    g, m, root, scales, rest = filter_(model, params, inflate, at, acc)
+    if model.is_chain:
+        found = _chain(model, params, inflate, at, acc, known)
+    else:
+        found = _levels(model, params, inflate, at, acc)
+    g, m, root, scales, rest = found
     return BackwardFilter(params, data, at, g, m, root, scales, rest, inflate, model)
 
 
@@ -189,7 +209,9 @@ def _pull(
     return k_tilde.pullback_many(g, at)
 
 
-def _chain(model: Model, params: Any, inflate: Any, at: Array, acc: Any) -> Any:
+def _chain(
+    model: Model, params: Any, inflate: Any, at: Array, acc: Any, known: BackwardFilter | None
+) -> Any:
     """g, m, root and scales of a chain; it has no colliders."""
     kind = model.kinds[1]
     last = jax.tree.map(lambda a: a[-1], acc).one()
@@ -210,7 +232,12 @@ def _chain(model: Model, params: Any, inflate: Any, at: Array, acc: Any) -> Any:
     if empty is None:
         m0, (g, m, scales) = jax.lax.scan(back, last, xs, reverse=True)
     else:
-        m0, (g, m, scales) = filter_in_blocks(back, prepend, empty, last, xs)
+        ends = (
+            ends_of_blocks(prepend, empty, last, xs)
+            if known is None
+            else ends_again(known.m[0], last, at[:-1])
+        )
+        m0, (g, m, scales) = filter_in_blocks(back, ends, xs)
     scale, g0 = add(jax.tree.map(lambda a: a[0], acc), m0).normalize()
     root = _pull(model, model.kinds[0], params, model.covariate(0), g0, source(), inflate, 0)
     g = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), g0, g)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmppl.inference.bffg.backward import BackwardFilter
-from lmppl.inference.bffg.forward import exact_leaves, forward, noise_shapes
+from lmppl.inference.bffg.forward import forward, noise_shapes
 from lmppl.inference.bffg.kernels import RUNGS, before_draw, resolve, rung
 from lmppl.inference.bffg.messages import Table
-from lmppl.inference.bffg.model import Model, Point
+from lmppl.inference.bffg.model import Model, Point, exact_leaves
 from lmppl.inference.bffg.paths import parent_rows, prior_path
 
 

@@ -25,7 +25,7 @@ from lmppl.errors import BadArgument
 from lmppl.inference.bffg.backward import BackwardFilter, backward, model_leaf_covariates
 from lmppl.inference.bffg.kernels import before_draw, resolve, rung, score, step
 from lmppl.inference.bffg.messages import Array, pairwise_sum
-from lmppl.inference.bffg.model import Model, edge, rows
+from lmppl.inference.bffg.model import Model, edge, exact_leaves, rows
 from lmppl.inference.bffg.paths import sweep
 from lmppl.inference.bffg.result import Guided
 
@@ -114,20 +114,6 @@ def path_score(bf: BackwardFilter, values: Array) -> tuple[Array, Array]:
     }
     _, logs = sweep(bf.model, bf.params, visit, by_kind, bf)
     return logs[0], bf.log_evidence + logs[1] + leaf_correction(bf, values)
-
-
-def exact_leaves(model: Model, params: Any) -> bool:
-    """Whether the guide's likelihood of every observation is the true one."""
-    if model.leaf is None or not len(model.observed):
-        return True
-    make, found = model.leaf, []
-
-    def look(params: Any) -> Any:
-        found.append(bool(make(params, rows(model.leaf_covariates, 0)).exact))
-        return 0
-
-    jax.eval_shape(look, params)
-    return found[0]
 
 
 def leaf_ratio(bf: BackwardFilter, cov: Any, y: Array, x: Array, a: Array) -> Array:

@@ -180,6 +180,12 @@ def resolve(found: Any, anchor: Array) -> tuple[Kernel, Surrogate]:
     return found, surrogate_of(found, anchor)
 
 
+def is_anchored(found: Any) -> bool:
+    """Whether the surrogate is made anew for each anchor, by a registered function."""
+    made = found.guess if isinstance(found, Guessed) else found
+    return any(kind in _surrogates for kind in type(made).__mro__)
+
+
 def closed_form(kernel: Kernel, message: Message) -> Guided | None:
     """The closed form of a pair of types, if there is one."""
     for kind in type(kernel).__mro__:

@@ -111,6 +111,20 @@ def true_kernel(model: Model, kind: str, params: Any, cov: Any) -> Any:
     return getattr(found, "kernel", found)
 
 
+def exact_leaves(model: Model, params: Any) -> bool:
+    """Whether the guide's likelihood of every observation is the true one."""
+    if model.leaf is None or not len(model.observed):
+        return True
+    make, found = model.leaf, []
+
+    def look(params: Any) -> Any:
+        found.append(bool(make(params, rows(model.leaf_covariates, 0)).exact))
+        return 0
+
+    jax.eval_shape(look, params)
+    return found[0]
+
+
 def source() -> Array:
     """The state of the parent that roots do not have."""
     return jnp.zeros((0,))

@@ -26,7 +26,6 @@ from lmppl.inference.bffg.backward import BackwardFilter
 from lmppl.inference.bffg.forward import (
     Noise,
     draw_noise,
-    exact_leaves,
     guided_path,
     is_before_draw,
     key_of,
@@ -35,7 +34,7 @@ from lmppl.inference.bffg.forward import (
     weight_step,
 )
 from lmppl.inference.bffg.messages import Array
-from lmppl.inference.bffg.model import rows, source
+from lmppl.inference.bffg.model import exact_leaves, rows, source
 from lmppl.inference.bffg.result import Guided
 from lmppl.inference.results.history import History
 from lmppl.types import Ints

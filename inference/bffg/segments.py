@@ -8,8 +8,9 @@ long chain is cut into about √T blocks of √T edges, and all blocks move at o
     fill      the message through the edges of each block again          √T steps, all blocks at once
 
 The last stage is the plain filter, begun at the ends of the blocks, so that what is stored is what
-it would store. A surrogate takes part if it has `segment`. The same is done for paths whose steps
-are affine in the parent: compose the maps, jump, fill.
+it would store. A surrogate takes part if it has `segment`. Once a filter has been run about some
+anchors, its messages at the ends are known, and about others only the last stage is needed. The
+same is done for paths whose steps are affine in the parent: compose the maps, jump, fill.
 
 Reference: Särkkä and García-Fernández, Temporal parallelization of Bayesian smoothers (2021), whose
 elements the segments are; the two levels in place of a tree keep compilation short.
@@ -49,18 +50,11 @@ def cut(edges: int) -> tuple[int, int]:
     return blocks, edges % blocks
 
 
-def filter_in_blocks(
-    back: Callable[[Any, Any], Any],
-    prepend: Callable[[Any, Any], Any],
-    empty: Any,
-    last: Any,
-    xs: Any,
-) -> Any:
-    """`lax.scan(back, last, xs, reverse=True)` of a long chain.
+def ends_of_blocks(prepend: Callable[[Any, Any], Any], empty: Any, last: Any, xs: Any) -> Any:
+    """The messages to the last nodes of all blocks [blocks], up to constants.
 
     Args:
-        back: (message, (leaves of the child, covariate, anchor of the parent)) -> (message, …).
-        prepend: (segment, the same) -> segment.
+        prepend: (segment, (leaves of the child, covariate, anchor of the parent)) -> segment.
         empty: the segment of no edge.
         last: the message to the last node.
         xs: of all edges.
@@ -75,7 +69,28 @@ def filter_in_blocks(
         segment, anchor = row
         return segment.pull(message, anchor), message
 
-    _, ends = jax.lax.scan(jump, last, (segments, body[-1][0]), reverse=True)
+    return jax.lax.scan(jump, last, (segments, body[-1][0]), reverse=True)[1]
+
+
+def ends_again(m: Any, last: Any, anchors: Array) -> Any:
+    """The same, from the messages [T, …] that a filter about other anchors sent to the parents."""
+    blocks, front = cut(_length(m))
+    block = (_length(m) - front) // blocks
+    ends = slice(front + block, None, block)
+    found = jax.vmap(lambda message, a: message.at(a))(_row(m, ends), anchors[ends])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), found, last)
+
+
+def filter_in_blocks(back: Callable[[Any, Any], Any], ends: Any, xs: Any) -> Any:
+    """`lax.scan(back, last, xs, reverse=True)` of a long chain.
+
+    Args:
+        back: (message, (leaves of the child, covariate, anchor of the parent)) -> (message, …).
+        ends: the messages to the last nodes of all blocks.
+        xs: of all edges.
+    """
+    blocks, front = cut(_length(xs))
+    body = _fold(xs, front, blocks)
     up, out = jax.lax.scan(jax.vmap(back), ends, body, reverse=True)
     m0, ahead = jax.lax.scan(back, _row(up, 0), jax.tree.map(lambda a: a[:front], xs), reverse=True)
     # the last node of a block has seen a rounded copy of what the next block sends: now the thing
@@ -95,8 +110,12 @@ def affine_path(move: Callable[[Array, Any], Array], x0: Array, about: Array, xs
         about: a point near each x_t [T + 1, d]: deviations from it are what is computed.
         xs: the other arguments [T, …].
     """
-    ends = jax.vmap(move)(about[:-1], xs)
-    slopes = jax.vmap(jax.jacfwd(move))(about[:-1], xs)
+
+    def both(x: Array, row: Any) -> tuple[Array, Array]:
+        y = move(x, row)
+        return y, y
+
+    slopes, ends = jax.vmap(jax.jacfwd(both, has_aux=True))(about[:-1], xs)
     maps = (slopes, ends - about[1:])
     blocks, front = cut(_length(maps))
     body = _fold(maps, front, blocks)

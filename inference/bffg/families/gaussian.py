@@ -1,15 +1,16 @@
 """Gaussian kernels: linear in closed form, nonlinear by a surrogate, in JAX.
 
 A kernel is mean(x) + L(x) ε with ε ~ N(0, I_r); L is d × r, so that singular noise (r < d), no
-noise (r = 0) and full noise are one case. With a message (a, c, F, H), s = mean(x) - a:
+noise (r = 0) and full noise are one case. With a message (a, c, F, H) and s = mean(x) - a:
 
-    r = F - Hs      M = I + L'HL = CC'      e = L'r
-    log (k g)(x)    = c + F's - ½ s'Hs - Σ log diag C + ½ |C⁻¹ e|²
-    child           = mean(x) + L M⁻¹ e + L C'⁻¹ z
-    pullback to a_p : K = C⁻¹ (HL)'   H⁺ = B'(H - K'K) B   F⁺ = B'(r - K'C⁻¹ e)
+    M = I + L'HL = CC'      ε* = M⁻¹ L'(F - Hs)      u* = s + L ε*
+    log (k g)(x)    = log g(a + u*) - ½ |ε*|² - Σ log diag C
+    child           = a + u* + L C'⁻¹ z
+    pullback to a_p : K = C⁻¹ (HL)'   H⁺ = B'(H - K'K) B   F⁺ = B'(F - H u*)
 
-M has eigenvalues ≥ 1, and neither H nor the noise is inverted: missing, partial and hypo-elliptic
-observations need no case of their own.
+ε* is where log g - ½ |ε|² is largest, so that its rounding hardly counts. M has eigenvalues ≥ 1, and
+neither H nor the noise is inverted: missing, partial and hypo-elliptic observations need no case of
+their own.
 
 Reference: van der Meulen and Schauer (2020), section on Gaussian kernels; the noise-factor form is
 the square-root information filter, Bierman (1977).
@@ -23,9 +24,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve, solve_triangular
 
 from lmppl.inference.bffg.families.gaussian_segment import GaussianSegment
+from lmppl.inference.bffg.families.small import cholesky, solve_lower, solve_upper
 from lmppl.inference.bffg.kernels import Kernel, Surrogate, guided, surrogate
 from lmppl.inference.bffg.messages import Array, Gaussian
 
@@ -34,45 +35,42 @@ LOG_2PI = 1.8378770664093453
 
 @dataclass(frozen=True)
 class _Core:
-    """What all formulas share: C, e, C⁻¹e, r and s of the module's first lines."""
+    """What all formulas share: HL, C, ε* and the slope at u* of the module's first lines."""
 
+    HL: Array
     C: Array
-    e: Array
-    w: Array
-    r: Array
+    noise: Array
+    slope: Array
     log_kg: Array
+
+    def tilted(self, z: Array) -> Array:
+        """The noise of the guided child: N(ε*, M⁻¹)."""
+        return self.noise + solve_upper(self.C, z) if len(z) else z
 
 
 def _core(g: Gaussian, mean: Array, L: Array) -> _Core:
-    s = mean - g.anchor
-    hs = g.H @ s
-    r = g.F - hs
-    e = L.T @ r
-    value = g.c + g.F @ s - 0.5 * s @ hs
-    if L.shape[-1] == 0:
-        return _Core(jnp.zeros((0, 0), L.dtype), e, e, r, value)
-    C = jnp.linalg.cholesky(jnp.eye(L.shape[-1], dtype=L.dtype) + L.T @ g.H @ L)
-    w = solve_triangular(C, e, lower=True)
-    return _Core(C, e, w, r, value - jnp.sum(jnp.log(jnp.diagonal(C))) + 0.5 * w @ w)
-
-
-def tilted_noise(g: Gaussian, mean: Array, L: Array, z: Array) -> Array:
-    """The noise of the guided child: N(M⁻¹e, M⁻¹)."""
-    if L.shape[-1] == 0:
-        return z
-    core = _core(g, mean, L)
-    return solve_triangular(core.C.T, core.w + z, lower=False)
+    s, HL = mean - g.anchor, g.H @ L
+    if L.shape[-1]:
+        C = cholesky(jnp.eye(L.shape[-1], dtype=L.dtype) + L.T @ HL)
+        noise = solve_upper(C, solve_lower(C, L.T @ (g.F - g.H @ s)))
+    else:
+        C, noise = jnp.zeros((0, 0), L.dtype), jnp.zeros(0, L.dtype)
+    u = s + L @ noise
+    slope = g.F - g.H @ u
+    value = g.c + 0.5 * u @ (g.F + slope) - 0.5 * noise @ noise
+    return _Core(HL, C, noise, slope, value - jnp.sum(jnp.log(jnp.diagonal(C))))
 
 
 def gaussian_step(g: Gaussian, mean: Array, L: Array, z: Array) -> tuple[Array, Array]:
     """The guided child, and log (k g) of its parent."""
-    return mean + L @ tilted_noise(g, mean, L, z), _core(g, mean, L).log_kg
+    core = _core(g, mean, L)
+    return mean + L @ core.tilted(z), core.log_kg
 
 
 def log_normal(u: Array, L: Array) -> Array:
     """log N(u; 0, LL') of a regular covariance."""
-    C = jnp.linalg.cholesky(L @ L.T)
-    w = solve_triangular(C, u, lower=True)
+    C = cholesky(L @ L.T)
+    w = solve_lower(C, u)
     return -0.5 * w @ w - jnp.sum(jnp.log(jnp.diagonal(C))) - 0.5 * u.shape[-1] * LOG_2PI
 
 
@@ -130,18 +128,19 @@ class LinearGaussian(Surrogate):
     def tilted_noise(self, g: Gaussian, parent: Array, z: Array) -> tuple[Array, Array]:
         """Noise ε ~ q, and log N(ε; 0, I) - log q(ε): rung 4 of kernels without a density."""
         core = _core(g, self.mean(parent), self.L)
-        e = tilted_noise(g, self.mean(parent), self.L, z)
+        e = core.tilted(z)
         log_q = -0.5 * z @ z + jnp.sum(jnp.log(jnp.diagonal(core.C)))
         return e, -0.5 * e @ e - log_q
 
     def pullback(self, message: Gaussian, anchor: Array) -> Gaussian:
         """Exact: the message of the parent, about its anchor."""
         core = _core(message, self.mean(anchor), self.L)
-        H, r = message.H, core.r
+        H = message.H
         if self.L.shape[-1]:
-            K = solve_triangular(core.C, (H @ self.L).T, lower=True)
-            H, r = H - K.T @ K, r - K.T @ core.w
-        return Gaussian(jnp.ravel(anchor), core.log_kg, self.B.T @ r, self.B.T @ H @ self.B)
+            K = solve_lower(core.C, core.HL.T)
+            H = H - K.T @ K
+        B = self.B
+        return Gaussian(jnp.ravel(anchor), core.log_kg, B.T @ core.slope, B.T @ H @ B)
 
     def pullback_many(self, message: Gaussian, anchor: Array) -> Gaussian:
         """One message per parent: the cross blocks of H are dropped at the anchors."""
@@ -239,21 +238,20 @@ class GaussianLeaf:
         A = jnp.where(seen[:, None], self.A, 0.0)
         R = jnp.where(seen[:, None] & seen[None, :], self.R, jnp.eye(y.shape[0], dtype=A.dtype))
         residual = jnp.where(seen, jnp.where(seen, y, 0.0) - A @ x, 0.0)
-        C = jnp.linalg.cholesky(R)
+        C = cholesky(R)
         constant = -jnp.sum(jnp.log(jnp.diagonal(C))) - 0.5 * LOG_2PI * jnp.sum(seen)
         return A, C, residual, constant
 
     def message(self, y: Array, anchor: Array) -> Gaussian:
         """The likelihood of y, about an anchor."""
         A, C, residual, constant = self._parts(y, anchor)
-        solved = cho_solve((C, True), residual)
-        c = constant - 0.5 * residual @ solved
-        return Gaussian(anchor, c, A.T @ solved, A.T @ cho_solve((C, True), A))
+        w, V = solve_lower(C, residual), solve_lower(C, A)
+        return Gaussian(anchor, constant - 0.5 * w @ w, V.T @ w, V.T @ V)
 
     def log_prob(self, x: Array, y: Array) -> Array:
         """log N(y; A x, R) of the coordinates that are not missing."""
         _, C, residual, constant = self._parts(y, x)
-        w = solve_triangular(C, residual, lower=True)
+        w = solve_lower(C, residual)
         return constant - 0.5 * w @ w
 
 

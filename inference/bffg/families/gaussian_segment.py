@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
+from lmppl.inference.bffg.families.small import cholesky, solve_lower
 from lmppl.inference.bffg.messages import Array, Gaussian
 from lmppl.inference.bffg.segments import Segment
 
@@ -57,9 +57,9 @@ class GaussianSegment(Segment):
         F, H = g.F + self.F, g.H + self.H
         s = k.mean(anchor) - g.anchor
         r, HL = F - H @ s, H @ k.L
-        C = jnp.linalg.cholesky(jnp.eye(HL.shape[1], dtype=H.dtype) + k.L.T @ HL)
+        C = cholesky(jnp.eye(HL.shape[1], dtype=H.dtype) + k.L.T @ HL)
         right = jnp.concatenate([HL.T, k.L.T, (k.L.T @ r)[:, None]], axis=1)
-        K, V, w = jnp.split(solve_triangular(C, right, lower=True), [len(F), 2 * len(F)], axis=1)
+        K, V, w = jnp.split(solve_lower(C, right), [len(F), 2 * len(F)], axis=1)
         BV = self.B @ V.T
         return GaussianSegment(
             k.B.T @ (r - K.T @ w[:, 0]),

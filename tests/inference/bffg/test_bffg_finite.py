@@ -299,7 +299,7 @@ def test_pullback_is_a_tower() -> None:
 
 @pytest.mark.slow
 def test_a_long_chain_in_single_precision() -> None:
-    """200,000 steps: within a millionth of double precision, where a running sum loses nats."""
+    """200,000 steps: within 0.05 nats of double precision, where a running sum loses 6."""
     rng = np.random.default_rng(6)
     P, E = stoch(rng, 3, 3), stoch(rng, 3, 4)
     y = rng.integers(0, 4, 200_000)
@@ -319,4 +319,4 @@ def test_a_long_chain_in_single_precision() -> None:
 
             bf = bffg.backward(bffg.chain(200_000, kernel, root, leaf), y)
             found[dtype] = float(bf.log_evidence)
-    assert abs(found[np.float32] / found[np.float64] - 1) < 1e-6
+    assert abs(found[np.float32] - found[np.float64]) <= 0.05
