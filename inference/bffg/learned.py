@@ -28,7 +28,6 @@ from lmppl.errors import BadArgument
 from lmppl.inference.bffg.backward import BackwardFilter
 from lmppl.inference.bffg.forward import (
     draw_noise,
-    exact_leaves,
     forward,
     key_of,
     leaf_ratio,
@@ -37,7 +36,7 @@ from lmppl.inference.bffg.forward import (
 )
 from lmppl.inference.bffg.kernels import score, step
 from lmppl.inference.bffg.messages import Array, Table
-from lmppl.inference.bffg.model import Model, edge, rows
+from lmppl.inference.bffg.model import Model, edge, exact_leaves, rows
 from lmppl.inference.bffg.paths import sweep
 from lmppl.inference.bffg.residual import Residual, Value, children, network, table
 from lmppl.inference.bffg.result import Guided
