@@ -70,6 +70,7 @@ def fork_particle(parent: Particle, key: Key, index: int, *, frames: bool) -> Pa
 
 def _fork_strand(s: Strand, parent: Strand | None, key: Key, frames: bool) -> Strand:
     new = Strand(s.launch, s.head, parent)
+    new.key = s.key
     new.pending = s.pending
     new.result = s.result
     new.place = s.place

@@ -253,7 +253,9 @@ class Machine(Growing, Answers):
     def _resume(self, p: Particle, s: Strand) -> Message | None:
         """The next message of the user's code; None at its end or when it killed the particle."""
         s.pending = None
-        s.key = p.key
+        head = s.head
+        if head is None or head.op != "jobs":  # an inner run that has begun keeps its key
+            s.key = p.key
         while True:
             frame = s.frame
             try:

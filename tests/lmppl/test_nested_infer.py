@@ -147,6 +147,29 @@ def test_offspring_infer_anew_only_after_they_fork() -> None:
     assert len(set(firsts)) < 8 == len(set(seconds))  # siblings share the past and not the future
 
 
+@pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
+def test_an_inner_run_that_is_begun_ahead_of_a_resampling_keeps_its_key(resampling: str) -> None:
+    """A barrier looks ahead into the inner run; its draws before and after are of one run."""
+    echo = TableLM(["a", "b"], {(): [0.5, 0.5], (0,): [1.0, 0.0], (1,): [0.0, 1.0]}, name="echo")
+
+    @program
+    def inner() -> Any:
+        side = sample("side", Uniform(["a", "b"]))
+        word = sample("word", LM(side, max_tokens=1))  # repeats the side
+        return side, str(word)
+
+    @program
+    def outer() -> Any:
+        sample("x", Bernoulli(0.5))
+        return tuple(infer(inner, engine=Importance(2)).values())
+
+    for seed in range(5):
+        engine = SMC(8, resampling=resampling, always=True)
+        runs = [infer(outer, engine=engine, lm=echo, seed=seed, driver=d) for d in DRIVERS]
+        assert runs[0].values() == runs[1].values()
+        assert all(side == word for found in runs[0].values() for side, word in found)
+
+
 def test_every_engine_inside_and_three_levels() -> None:
     @program
     def deep() -> Any:
