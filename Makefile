@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 # Test files run side by side, each worker on one thread.
 WORKERS := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-all test-servers test-ray lint format types public-names bench peers peers-constraints docs clean
+.PHONY: help demo test test-all test-servers test-ray lint format types public-names bench peers peers-bffg peers-constraints docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -67,7 +67,14 @@ peers:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet its-hub==1.2.0 treequest==0.3.3 inferactively-pymdp==1.0.4
 	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable .
-	@set -e; for file in $(filter-out tests/peers/peer_constraints.py,$(wildcard tests/peers/*.py)); do echo "== $$file"; $(THREADS) .venv-peers/bin/python $$file; done
+	@set -e; for file in $(filter-out %/peer_bffg.py %/peer_constraints.py,$(wildcard tests/peers/*.py)); do echo "== $$file"; $(THREADS) .venv-peers/bin/python $$file; done
+
+# Backward filtering beside three packages for JAX, in an environment of their own.
+peers-bffg:
+	test -x .venv-peers-bffg/bin/python || $(PYTHON) -m venv .venv-peers-bffg
+	.venv-peers-bffg/bin/python -m pip install --quiet --constraint constraints.txt dynamax==1.0.3 cuthbert==0.1.1 hyperiax==3.0.0
+	.venv-peers-bffg/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(THREADS) .venv-peers-bffg/bin/python tests/peers/peer_bffg.py
 
 # Constrained SMC beside genlm-control, whose pins want an environment of their own.
 peers-constraints: $(STAMP)
@@ -97,5 +104,5 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-peers-genlm .venv-servers .venv-ray build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-peers .venv-peers-bffg .venv-peers-genlm .venv-servers .venv-ray build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find lmppl inference graphs examples tests -name __pycache__ -type d -prune -exec rm -rf {} +

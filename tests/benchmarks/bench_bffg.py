@@ -3,7 +3,7 @@
 Run `python tests/benchmarks/bench_bffg.py [--quick]`. Wall times, best of a few calls after
 compilation. Every baseline is written here, in the same library: a Kalman filter by `lax.scan`, a
 forward algorithm by `lax.scan`, the dense sum over tokens. The bounds name hyperiax, dynamax and
-cuthbert; these are not run here, so that a ratio to the plain scan is the nearest thing.
+cuthbert: `make peers-bffg` runs these.
 """
 
 from __future__ import annotations
@@ -273,12 +273,12 @@ def main() -> None:
     n = 2**levels - 1
     tree: list[tuple[int, ...]] = [()] + [((i - 1) // 2,) for i in range(1, n)]
     gaussian_graph("tree", tree, list(range(n // 2, n)))
-    side = 5 if quick else 12  # levels are unrolled: compilation grows with them
-    lattice = [
-        tuple(v for v, ok in ((i - side, i >= side), (i - 1, i % side > 0)) if ok)
-        for i in range(side * side)
-    ]
-    gaussian_graph("DAG with colliders", lattice, list(range(side * (side - 1), side * side)))
+    for side in (5,) if quick else (12, 32):
+        lattice = [
+            tuple(v for v, ok in ((i - side, i >= side), (i - 1, i % side > 0)) if ok)
+            for i in range(side * side)
+        ]
+        gaussian_graph("DAG with colliders", lattice, list(range(side * (side - 1), side * side)))
     offset(500 if quick else 2000)
     strings(4000 if quick else 32_000, 64 if quick else 512, 60, 8, 3)
     beside_smollm2(32, 60, 3 if quick else 8)
