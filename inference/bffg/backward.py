@@ -127,11 +127,15 @@ def _refined(model: Model, data: Array, params: Any, inflate: Any, rounds: int) 
     bf: BackwardFilter = _backward(model, data, params, inflate, at)
     if not rounds or not jnp.issubdtype(at.dtype, jnp.floating):
         return bf  # nothing is expanded about a discrete state
+    at = mean_path(bf)
     if is_fixed(model, params):  # then so is the guided path: further rounds would find it again
-        return _backward(model, data, params, inflate, mean_path(bf), bf)  # type: ignore[no-any-return]
+        bf = _backward(model, data, params, inflate, at, bf)
+        return bf
     about = partial(_backward, model, data, params, inflate)
-    at = jax.lax.fori_loop(1, rounds, lambda _, a: mean_path(about(a)), mean_path(bf))
-    return about(at)
+    if rounds > 1:
+        at = jax.lax.fori_loop(1, rounds, lambda _, a: mean_path(about(a)), at)
+    bf = about(at)
+    return bf
 
 
 def is_fixed(model: Model, params: Any) -> bool:

@@ -145,7 +145,7 @@ def _repeat(tree: Any, times: int) -> Any:
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (times, *jnp.shape(a))), tree)
 
 
-def _row(tree: Any, index: int) -> Any:
+def _row(tree: Any, index: int | slice) -> Any:
     return jax.tree.map(lambda a: a[index], tree)
 
 
