@@ -370,3 +370,23 @@ def test_a_gaussian_collider_needs_inflation() -> None:
     assert abs(w.mean() - 1) <= 4 * w.std() / np.sqrt(len(w))
     assert np.allclose(out.expectation()[:2, 0], [0.27315, 0.92917], atol=0.02)
     assert sizes[0.0] < 0.2 < 0.5 < sizes[1.0]
+
+
+def test_products_in_the_wrong_order_are_rejected() -> None:
+    """T3: the constants of A5 with (I + HQ)⁻¹Q for Q(I + HQ)⁻¹ are 8.54 nats off; ours are right."""
+    covariates, leaves, data, _ = a5()
+    model = a5_tree(lambda p, c: LinearGaussian(c["B"], c["beta"], c["L"]), covariates, leaves)
+    bf = bffg.backward(model, data)
+    gap = 0.0
+    for s in range(1, 7):
+        g = jax.tree.map(lambda a, s=s: np.asarray(a[s]), bf.g).at(np.zeros(2))
+        Q = covariates["L"][s] @ covariates["L"][s].T
+        F, H = np.asarray(g.F), np.asarray(g.H)
+        inverse = np.linalg.inv(np.eye(2) + H @ Q)
+        right, wrong = (F @ M @ F / 2 for M in (Q @ inverse, inverse @ Q))
+        # log (k g) at B x + β = 0, where nothing but this term and the determinant is left
+        still = LinearGaussian(np.eye(2), np.zeros(2), covariates["L"][s])
+        constant = float(g.c) - 0.5 * np.linalg.slogdet(np.eye(2) + H @ Q)[1]
+        assert float(still.log_kg(g, np.zeros(2))) == pytest.approx(constant + right, abs=1e-10)
+        gap += wrong - right
+    assert gap == pytest.approx(-8.54, abs=0.01)
