@@ -2,9 +2,8 @@
 
 Returns of 40 actions, reward of state and action, costs of actions kept. Every agent meets the same
 random numbers and plans 9 actions ahead, anew in every state. VBP, the linear bound and "auto" take
-longer and play fewer episodes; what they earn above ARollout in these is shown. VBP starts from the
-messages of the plan before; in how many of its plans they came to rest is shown, as is the processor
-time of one decision, without compiling.
+longer and play fewer episodes; what they earn above ARollout in these is shown. So is in how many plans
+of VBP the messages came to rest, and the processor time of one decision, without compiling.
 
 What to expect: on these tasks ARollout earns as much as VBP in a small part of its time; careful
 methods are worth their cost where a plan must react (`docs/planning.md`).
@@ -56,7 +55,7 @@ def load(domain: str, instance: int) -> FactoredMDP:
 
 
 class Careful:
-    """One agent of a method for each episode, which keeps its messages."""
+    """One agent of a method for each episode."""
 
     def __init__(self, mdp: FactoredMDP, method: str) -> None:
         self.mdp, self.method = mdp, method

@@ -150,7 +150,8 @@ def plan(
             return _exact(mdp, state, horizon, risk, temperature)
         return _occupancy(mdp, state, horizon)
     problem = factors_of(mdp, horizon, state, options.pop("slices", None))
-    own = {k: v for k, v in options.items() if k != "start"}
+    warm = ("start", "anneal") if "start" in options else ()
+    own = {k: v for k, v in options.items() if k not in warm}
     if method in BY_MESSAGES:  # one shape, so that a later part of the plan compiles nothing
         own["slices"] = problem.horizon
 

@@ -1,8 +1,9 @@
 """`RecedingHorizon`: plan, act, look, plan again.
 
-Value belief propagation starts from the messages of the plan before, shifted by one action, and
-near the end of the run from steps in which nothing counts: one shape for all plans, so that the
-planner compiles once.
+Near the end of a run value belief propagation sees steps in which nothing counts: one shape for all
+plans, so that the planner compiles once. It can start from the messages of the plan before, shifted by
+one action. That takes fewer sweeps, but messages that start cold may rest at a poorer fixed point
+(`docs/planning.md` has what it costs), so it is not the default.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class RecedingHorizon:
         lookahead: how many actions each plan has.
         method: of `plan`.
         options: passed to `plan`.
-        warm_start: begin from the messages of the plan before (methods that pass messages).
+        warm_start: begin from the messages of the plan before (methods that pass messages), at the
+            lowest temperature: faster, and often worse.
         replan_every: follow the policy of a plan for this many actions; more than 1 needs a method
             whose policy does not plan again ("dp").
     """
@@ -36,7 +38,7 @@ class RecedingHorizon:
     lookahead: int = 9
     method: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
-    warm_start: bool = True
+    warm_start: bool = False
     replan_every: int = 1
     last: Plan | None = field(default=None, repr=False)
     """The plan that is followed."""
@@ -64,7 +66,7 @@ class RecedingHorizon:
         if self.method in BY_MESSAGES and isinstance(self.mdp, FactoredMDP):
             options["slices"] = self.lookahead
             if self.warm_start and self._messages is not None:
-                options["start"] = shifted(self._messages)
+                options |= {"start": shifted(self._messages), "anneal": 0}
         self.last = plan(self.mdp, state, depth, self.method, **options)
         self._age, self._depth = 1, depth
         told = self.last.diagnostics

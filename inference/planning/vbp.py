@@ -34,6 +34,8 @@ from lmppl.inference.planning.layout import padded
 from lmppl.inference.planning.sweeps import compiled
 from lmppl.inference.planning.tables import Array
 
+COOLING = 6
+"""Sweeps over which the temperature falls: at once, messages may rest at a poor fixed point."""
 FLOOR = 0.01
 """Temperature that stands for none, times the range of the reward."""
 
@@ -70,7 +72,7 @@ def propagate(
     inner: int = 100,
     damping: float = 0.1,
     tolerance: float = 1e-5,
-    anneal: bool = True,
+    anneal: int = COOLING,
     schedule: str = "sequential",
     start: dict[str, Array] | None = None,
 ) -> Beliefs:
@@ -84,9 +86,9 @@ def propagate(
         inner: iterations within a slice, at most.
         damping: how much of the old message stays.
         tolerance: on the largest undamped change, relative to the reward's range.
-        anneal: let α fall to its floor over the first half of the sweeps.
+        anneal: over how many sweeps α falls to its floor; 0 starts there.
         schedule: "sequential"; "flooding" is there to show that it fails.
-        start: messages of an earlier run of the same shape (`shifted`); α does not fall anew.
+        start: messages of an earlier run of the same shape (`shifted`).
     """
     import jax
 
@@ -99,14 +101,13 @@ def propagate(
     floor = temperature or FLOOR * span
     high = max(floor, span if risk == 0.0 else min(1.0 / abs(risk), span))
     arrays = padded(problem)
-    anneal = anneal and start is None
     arrays |= fresh(arrays) if start is None else start
     arrays["f0"] = np.concatenate([arrays["initial"][None], arrays["f0"][1:]])
     numbers = {
         "lam": risk,
         "floor": floor,
         "high": high if anneal else floor,
-        "fall": 2.0 * high / floor / sweeps,
+        "fall": (high / floor - 1.0) / max(anneal, 1),
         "damping": damping,
         "tolerance": tolerance * span,
         "sweeps": sweeps,

@@ -66,7 +66,7 @@ def main() -> None:
     times = []
     for _ in range(6):
         began = time.perf_counter()
-        found = propagate(problem, risk=1.0, temperature=1.0, anneal=False, sweeps=3)
+        found = propagate(problem, risk=1.0, temperature=1.0, anneal=0, sweeps=3)
         times.append(time.perf_counter() - began)
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder, "given.npz"), Path(folder, "out.npz")

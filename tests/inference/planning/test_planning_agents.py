@@ -201,8 +201,8 @@ def test_warm_starts_take_fewer_sweeps_and_act_alike() -> None:
         {n: CPT([n, names[(i + 1) % 3]], rng.dirichlet(np.ones(2) * 2, (2, 2, 2))) for i, n in enumerate(names)},
         [Reward([n], rng.normal(size=2)) for n in names],
     )  # fmt: skip
-    warm = RecedingHorizon(mdp, 5, "vbp")
-    cold = RecedingHorizon(mdp, 5, "vbp", warm_start=False)
+    warm = RecedingHorizon(mdp, 5, "vbp", warm_start=True)
+    cold = RecedingHorizon(mdp, 5, "vbp")
     sweeps = {True: 0, False: 0}
     for t in range(4):
         state = {n: int(rng.integers(2)) for n in names}

@@ -104,7 +104,7 @@ def test_one_variable_under_the_other_conventions(timing: str) -> None:
         cpt = CPT(["x"], rng.dirichlet(np.ones(3), (3, 2)))
         rewards: Rewards = [Reward(["x"], rng.normal(size=3)), ActionCost(rng.normal(size=2))]
         mdp = FactoredMDP({"x": 3}, 2, {"x": cpt}, rewards, timing=timing)
-        got = propagate(factors_of(mdp, 5), temperature=1e-4, anneal=False, sweeps=2)
+        got = propagate(factors_of(mdp, 5), temperature=1e-4, anneal=0, sweeps=2)
         assert got.value == pytest.approx(dp.solve(mdp, 5).value, abs=1e-3)
         assert bound(factors_of(mdp, 5)).value == pytest.approx(dp.solve(mdp, 5).value, abs=1e-7)
 
@@ -115,7 +115,7 @@ def test_one_variable_is_dynamic_programming(lam: float) -> None:
         rng = np.random.default_rng(seed)
         cpt = CPT(["x"], rng.dirichlet(np.ones(3), (3, 2)))
         mdp = FactoredMDP({"x": 3}, 2, {"x": cpt}, [Reward(["x"], rng.normal(size=(3, 2)))])
-        got = propagate(factors_of(mdp, 5), risk=lam, temperature=1e-4, anneal=False, sweeps=2)
+        got = propagate(factors_of(mdp, 5), risk=lam, temperature=1e-4, anneal=0, sweeps=2)
         exact = dp.solve(mdp.flat(), 5, risk=lam)
         assert got.converged
         assert got.value == pytest.approx(exact.value, abs=1e-3)
@@ -126,7 +126,7 @@ def test_without_rewards_the_forward_messages_are_the_filter() -> None:
     """Nothing to gain: actions are uniform, and f is the law of the state."""
     law = np.random.default_rng(1).dirichlet(np.ones(3), (3, 2))
     mdp = FactoredMDP({"x": 3}, 2, {"x": CPT(["x"], law)}, [Reward(["x"], np.zeros((3, 2)))])
-    got = propagate(factors_of(mdp, 5), risk=0.8, temperature=1 / 0.8, anneal=False)
+    got = propagate(factors_of(mdp, 5), risk=0.8, temperature=1 / 0.8, anneal=0)
     now = np.eye(3)[0]
     for f in got.forward[:, 0]:
         assert f == pytest.approx(now, abs=1e-9)
@@ -145,7 +145,7 @@ def test_at_temperature_one_it_is_sum_product() -> None:
         [Reward(["x"], r), Reward(["y"], worth)],
     )  # fmt: skip
     got = propagate(
-        factors_of(mdp, horizon), risk=lam, temperature=1 / lam, anneal=False, tolerance=1e-9
+        factors_of(mdp, horizon), risk=lam, temperature=1 / lam, anneal=0, tolerance=1e-9
     )
     assert got.converged
     x, y, q = np.zeros((horizon + 1, 2)), np.zeros((horizon + 1, 2)), np.zeros(2)

@@ -55,7 +55,7 @@ def error() -> float:
     """The largest difference of a belief from the enumeration's."""
     rewards = [Reward(["x"], WORTH), Reward(["x"], OWN)]
     mdp = FactoredMDP({"x": 2}, 2, {"x": CPT(["x"], LAW)}, rewards)
-    found = vbp.propagate(factors_of(mdp, STEPS), risk=LAM, temperature=1 / LAM, anneal=False)
+    found = vbp.propagate(factors_of(mdp, STEPS), risk=LAM, temperature=1 / LAM, anneal=0)
     x, first = by_enumeration()
     gaps = np.append((found.beliefs[:, 0] - x).ravel(), found.action_probs - first)
     return float(np.abs(gaps).max())
