@@ -8,11 +8,12 @@ the amplitude α of the flow, and over what distance λ do landmarks move togeth
     every Euler step is a node, guided by the flow at its anchor, where the guided path passes
     target: π(θ) N(Z; 0, I) W_θ(Z)     θ = (log α, log λ), Z the noise of the whole tree
 
-The guide freezes σ at the anchors, so that log W has a standard deviation of about 30: too much for
-importance sampling, pCN or pseudo-marginal chains. But W is differentiable, and leapfrog steps move θ
-and Z together. The published notebook (hyperiax, 07) has 16 landmarks and 100 steps on an edge; its
-chains end at R-hat 1.13 and 1.30, with effective sample sizes of 16 and 4. This is a smaller problem,
-8 landmarks and 5 steps, so that one core needs two or three minutes; `main(16, 100)` is that size.
+The guide freezes σ at the anchors, so that log W has a standard deviation of some 30 (8 landmarks, 10
+steps): too much for importance sampling, pCN or pseudo-marginal chains. But W is differentiable, and
+leapfrog steps move θ and Z together. The published notebook (hyperiax, 07) has 16 landmarks and 100
+steps on an edge; its chains end at R-hat 1.13 and 1.30, with effective sample sizes of 16 and 4. This
+is a smaller problem, 8 landmarks and 5 steps, two minutes of one core; `main(16, 100)` has the size
+of the notebook, takes hours and has not been run.
 
     at λ → 0 landmarks move alone, the guide is exact, and log p(y) is that of dense Gaussian algebra
 
