@@ -13,7 +13,7 @@ steps): too much for importance sampling, pCN or pseudo-marginal chains. But W i
 leapfrog steps move θ and Z together. The published notebook (hyperiax, 07) has 16 landmarks and 100
 steps on an edge; its chains end at R-hat 1.13 and 1.30, with effective sample sizes of 16 and 4. This
 is a smaller problem, 8 landmarks and 5 steps, two minutes of one core; `main(16, 100)` has the size
-of the notebook, takes hours and has not been run.
+of the notebook, takes far longer, and has not been run.
 
     at λ → 0 landmarks move alone, the guide is exact, and log p(y) is that of dense Gaussian algebra
 
