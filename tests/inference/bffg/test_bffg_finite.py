@@ -90,6 +90,33 @@ def test_an_exact_guide_has_constant_weights() -> None:
     assert out.ess == pytest.approx(64) and out.pareto_k == -np.inf and not out.warnings
 
 
+def last_child_only(patch: pytest.MonkeyPatch) -> None:
+    """A node is guided by its last child alone."""
+
+    def put(acc: Any, nodes: Any, messages: Any) -> Any:
+        return jax.tree.map(lambda a, b: a.at[nodes].set(b, mode="drop"), acc, messages)
+
+    patch.setattr(sys.modules["lmppl.inference.bffg.backward"], "scatter", put)
+
+
+def rootless(patch: pytest.MonkeyPatch) -> None:
+    """∫ π g of the root is no part of the weight."""
+    patch.setattr(bffg.BackwardFilter, "log_evidence", property(lambda self: jnp.zeros(())))
+
+
+@pytest.mark.parametrize("broken, ratio", [(last_child_only, 6.08), (rootless, 162.9)])
+def test_traps_of_fusion_and_of_the_root_have_their_signatures(
+    broken: Any, ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T1 and T2: E[W]/Z of the tree A1; the first depends on what is done with the scales of g."""
+    jax.clear_caches()
+    broken(monkeypatch)
+    q, w = scored(bffg.backward(a1_model(False), np.zeros(4), jnp.array(a1()[4])), all_paths(3, 7))
+    monkeypatch.undo()
+    jax.clear_caches()
+    assert (q * w).sum() / 0.0011879714632018 == pytest.approx(ratio, rel=2e-3)
+
+
 CASINO = {
     "K": np.array([[0.95, 0.05], [0.85, 0.15]]),
     "E": np.array([[1 / 6] * 6, [0.1] * 5 + [0.5]]),
