@@ -59,6 +59,7 @@ def ctmc(rates: Array, t: Array) -> Finite:
     [0.2, 0.8]
     """
     Q = generator(rates)
+    Q = Q.astype(jnp.result_type(Q, t))
     eye = jnp.eye(Q.shape[-1], dtype=Q.dtype)
     top = jnp.maximum(-jnp.min(jnp.diagonal(Q)), 0.0)
     # exp(Qt) = exp(Qh)^(2^s); Q + top I has no negative entry, so that no digits cancel and what
