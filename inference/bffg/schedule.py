@@ -5,8 +5,8 @@ a bucket, handled at once by `vmap`. Consecutive levels with the same buckets fo
 one body under `scan`, so that compilation hardly grows with the graph. In a run every level of a
 bucket is as wide as the widest; lanes too many are padding, whose results go nowhere.
 
-    tree of 8,191 nodes     13 levels       a few runs, each of levels that differ little in width
-    lattice of 32 x 32      63 levels       the same
+    tree of 8,191 nodes     13 levels       three runs: the root, 7 narrow levels, 5 wide ones
+    lattice of 32 x 32      63 levels       three: the root, its two children, the rest
     chain of n nodes        n levels        two runs: the root, and the rest
 
 With adaptive colliders the parent of a collider that comes last in the order waits for the others,
@@ -23,7 +23,7 @@ import numpy as np
 from lmppl.errors import BadArgument
 from lmppl.types import Ints
 
-WASTE = 2.0
+WASTE = 4.0
 """A run has at most so many lanes for each of its nodes: padding costs time, a body compilation."""
 
 
