@@ -59,6 +59,7 @@ from lmppl.inference.bffg.strings.dfa import DFA, automaton, counting
 from lmppl.inference.bffg.strings.distill import distil, token_clusters, written
 from lmppl.inference.bffg.strings.guide import string_guide
 from lmppl.inference.bffg.strings.hmm import HMM, Clusters
+from lmppl.inference.bffg.strings.logits import GuidedLogits
 from lmppl.inference.bffg.strings.matching import matching
 from lmppl.inference.bffg.strings.ngram import fit_ngram
 from lmppl.inference.bffg.strings.potential import string_potential
@@ -91,6 +92,7 @@ __all__ = [
     "GaussianLeaf",
     "Guessed",
     "Guided",
+    "GuidedLogits",
     "Independent",
     "Interacting",
     "JumpPath",
