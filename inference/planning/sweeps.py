@@ -1,4 +1,4 @@
-"""The compiled sweeps of value belief propagation (`vbp` has the equations).
+"""The sweeps of value belief propagation, compiled by JAX (`vbp` has the equations).
 
 A sweep visits the slices backwards, which updates b, and forwards, which updates f. At a visit B_e is
 fixed, so e^{B_e/α} is computed once, scaled by the messages at hand, and each refreshment of C_e is
