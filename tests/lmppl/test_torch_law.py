@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 
 from lmppl import LM, factor, program, sample  # noqa: E402
 from lmppl.inference import SMC, Engine, Importance, ParticleGibbs, infer_many, tokens  # noqa: E402
-from lmppl.token_potentials import AWRS, TopK  # noqa: E402
+from lmppl.token_potentials import AWRS  # noqa: E402
 
 ONE_IN_A_MILLION = 4.89
 RARE = 0.05
@@ -32,7 +32,8 @@ ENGINES: dict[str, Engine] = {
     "multinomial": SMC(8, always=True, resample_at=tokens(1), resampling="multinomial"),
     "gibbs": ParticleGibbs(8, sweeps=2, resample_at=tokens(1)),
 }
-SAMPLERS: dict[str, Any] = {"masks": None, "awrs": AWRS(), "few": AWRS(2), "top": TopK(40)}
+SAMPLERS: dict[str, Any] = {"masks": None, "awrs": AWRS(), "few": AWRS(2)}
+"""Not `TopK`: here its weights are rare and large, and means of them not normal; exhaustion has it."""
 
 
 @program
