@@ -38,9 +38,16 @@ OPTIMA = {
     "SkillTeaching": 66.2647,
 }
 CAREFUL: dict[str, dict[str, Any]] = {
-    "vbp": {"sweeps": 30, "inner": 10, "tolerance": 1e-3},
+    "vbp": {"sweeps": 30, "inner": 10, "tolerance": 1e-3, "anneal": 6},
     "lp": {"every": False},
-    "auto": {"rollouts": 100, "exact_work": 0.0, "sweeps": 30, "inner": 10, "tolerance": 1e-3},
+    "auto": {
+        "rollouts": 100,
+        "exact_work": 0.0,
+        "sweeps": 30,
+        "inner": 10,
+        "tolerance": 1e-3,
+        "anneal": 6,
+    },
 }
 Policy = Callable[[int, Any], Any]
 

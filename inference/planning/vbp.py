@@ -34,7 +34,7 @@ from lmppl.inference.planning.layout import padded
 from lmppl.inference.planning.sweeps import compiled
 from lmppl.inference.planning.tables import Array
 
-COOLING = 6
+COOLING = 15
 """Sweeps over which the temperature falls: at once, messages may rest at a poor fixed point."""
 FLOOR = 0.01
 """Temperature that stands for none, times the range of the reward."""
