@@ -102,5 +102,5 @@ def test_smc_has_the_law_of_the_model(pair: Any) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_have_the_law_of_the_model(pair: Any, engine: str, sampler: str) -> None:
-    scores = z_scores(pair, ENGINES[engine], SAMPLERS[sampler], 1_000)
+    scores = z_scores(pair, ENGINES[engine], SAMPLERS[sampler], 2_000)
     assert max(map(abs, scores)) < ONE_IN_A_MILLION, scores
