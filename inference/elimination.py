@@ -178,20 +178,20 @@ class Eliminated(Posterior):
 
     def marginal(self, of: Of = None) -> Marginal:
         """P(value): exact for a site and for what the program returns."""
-        single = of is None or isinstance(of, str)
-        exact = self._exact(of) if single and not self.dead else None  # type: ignore[arg-type]
+        exact = self._exact(of)
         return super().marginal(of) if exact is None else exact
 
     def expectation(self, f: str | Callable[[Trace], float] | None = None) -> Estimate:
         """E[f]: exact for a site and for what the program returns."""
-        exact = None if self.dead or callable(f) else self._exact(f)
+        exact = self._exact(f)
         if exact is None:
             return super().expectation(f)
         return Estimate(math.fsum(p * float(v) for v, p in exact.items()), 0.0)
 
-    def _exact(self, of: str | None) -> Marginal | None:
+    def _exact(self, of: Of) -> Marginal | None:
+        """The marginal of a site or of the result; None where the draws must say it."""
         tree, tables = self.tree, self.tables
-        if tree is None:
+        if tree is None or self.dead or not (of is None or isinstance(of, str)):
             return None
         if of is not None:
             if of not in tables.graph.domains:

@@ -96,6 +96,10 @@ class Generate:
             key = self._key = fold(self.root, self.site or "")
         return key
 
+    @key.setter
+    def key(self, key: Key) -> None:
+        self._key = key
+
     @property
     def lm(self) -> LanguageModel:
         """The model that draws it."""

@@ -131,7 +131,7 @@ class StringDistribution(Distribution):
     def draw(self, key: Key, env: Env) -> Step[Draw]:
         """Ask for one string."""
         job = self.ask(env)
-        job._key = key
+        job.key = key
         return job
 
     def ask(self, env: Env) -> Generate:

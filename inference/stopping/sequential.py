@@ -124,7 +124,7 @@ class Sequential(Engine):
         check_integers("Sequential", most=self.most)
         check_numbers("Sequential", 1.0, growth=self.growth)
         check_functions("Sequential", key=self.key, same=self.same, keep=self.keep)
-        if self.of is not None and not isinstance(self.of, str):
+        if not isinstance(self.of, str):
             check_functions("Sequential", of=self.of)
         if self.batch is not None:
             check_particles("Sequential", batch=self.batch)
@@ -225,8 +225,7 @@ class Adaptive(Engine):
 
     def __post_init__(self) -> None:
         """Check the arguments, those of the engine it stands for too."""
-        check_particles("Adaptive", particles=self.particles)
-        check_particles("Adaptive", batch=self.batch)
+        check_particles("Adaptive", particles=self.particles, batch=self.batch)
         check_known("Adaptive", ("beta", "certainty", "window"), rule=self.rule)
         check_numbers("Adaptive", 0.0, 1.0, level=self.level)
         _ = self.sequential
