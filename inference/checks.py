@@ -1,11 +1,13 @@
-"""What is checked around a run: the call, the models, and that every condition met its site."""
+"""What is checked around a run: the engine's numbers, the call, the models, the conditions."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lmppl.errors import BadArgument, UnusedCondition
+from lmppl.arguments import check_integers
+from lmppl.errors import BadArgument, UnusedCondition, excerpt
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.needs import FIXES, require
 from lmppl.messengers import wrapped
@@ -14,6 +16,32 @@ from lmppl.program import ProgramFunction
 if TYPE_CHECKING:
     from lmppl.inference.base import Engine
     from lmppl.inference.machine.population import Machine
+
+MOST_PARTICLES = 1_000_000
+"""Of 20 kB each."""
+
+
+def check_particles(engine: str, /, **arguments: Any) -> None:
+    """Numbers of runs that fit into memory side by side."""
+    check_integers(engine, **arguments)
+    for name, value in arguments.items():
+        if value > MOST_PARTICLES:
+            raise BadArgument(
+                f"{engine}: {name}={value:,} need about {value * 20 / 1e6:,.0f} GB of memory",
+                fix=f"use at most {MOST_PARTICLES:,}",
+            )
+
+
+def check_actions(engine: str, actions: Any) -> None:
+    """Ways to go on by name: a mapping, or None."""
+    if actions is None:
+        return
+    if not isinstance(actions, Mapping) or not all(isinstance(name, str) for name in actions):
+        raise BadArgument(
+            f"{engine}: actions must be a mapping from name to a way to go on, or left out, "
+            f"got {excerpt(actions, 40)}",
+            fix='write actions={"plain": {}, "warm": {"temperature": 1.2}}',
+        )
 
 
 def check_capabilities(engine: Engine, program: Any, name: str, model: LanguageModel) -> None:

@@ -27,14 +27,15 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.arguments import check_integers
 from lmppl.eager import EagerContext
 from lmppl.graphs.factors.elimination import MOST_ENTRIES, CliqueTree, TooWide
 from lmppl.graphs.factors.loopy import Loopy, guided_draw, propagate
 from lmppl.graphs.factors.program_tables import ABSENT, Tables, tables_from
 from lmppl.graphs.structure.rescoring import run_effect
 from lmppl.graphs.structure.scopes import RESULT, Program, identity
-from lmppl.inference.arguments import check_integers, check_particles
 from lmppl.inference.base import Engine
+from lmppl.inference.checks import check_particles
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.estimates import Estimate, Marginal
 from lmppl.inference.results.posterior import Of, Posterior

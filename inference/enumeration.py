@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.inference.arguments import check_integers, check_numbers
+from lmppl.arguments import check_integers, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.inference.arguments import check_particles
 from lmppl.inference.base import Engine
+from lmppl.inference.checks import check_particles
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.posterior import population_posterior
 from lmppl.random import Argmax, Chance

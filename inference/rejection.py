@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.arguments import check_integers, check_numbers
 from lmppl.errors import UnboundedWeight
-from lmppl.inference.arguments import check_integers, check_numbers, check_particles
 from lmppl.inference.base import Engine
+from lmppl.inference.checks import check_particles
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.posterior import population_posterior

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.context import Context, current, local
 from lmppl.distributions import KNOWN, as_distribution
 from lmppl.errors import BadArgument, BadProgram, excerpt
@@ -137,11 +138,7 @@ def effect(
             f"effect {name!r}: timeout must be a positive number of seconds, got {timeout!r}",
             fix="write timeout=10.0, or leave it out",
         )
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise BadArgument(
-            f"effect {name!r}: retries must be a non-negative integer, got {retries!r}",
-            fix="write retries=2",
-        )
+    check_integers(f"effect {name!r}", 0, retries=retries)
     if not callable(fn):
         raise BadArgument(
             f"effect {name!r} needs a function, got {type(fn).__name__}",
@@ -271,8 +268,8 @@ def loop(
         raise BadArgument(
             "loop needs n or until", fix="write loop(step, init, n=10) or until=lambda c: ..."
         )
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
-        raise BadArgument(f"loop needs a number of iterations, got n={n!r}", fix="write n=10")
+    if n is not None:
+        check_integers("loop", 0, n=n)
     ctx = current("loop")
     address = ctx.address(name)
     return ctx.run(address, _loop(ctx, address, step, init, n, until))

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.arguments import check_integers, check_numbers
 from lmppl.batches import run_now
 from lmppl.choice import Choice
 from lmppl.distributions import after, fingerprint_of
@@ -323,12 +324,11 @@ class HttpReward(BatchedReward):
                 value=excerpt(url),
                 fix='write Reward.http("https://...")',
             )
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise BadArgument(f"retries must be a non-negative integer, got {retries!r}")
-        if not timeout > 0:
-            raise BadArgument(f"timeout must be a positive number of seconds, got {timeout!r}")
-        if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
-            raise BadArgument(f"batch_size must be a positive integer, got {batch_size!r}")
+        check_integers("Reward.http", 0, retries=retries)
+        check_numbers("Reward.http", above=0.0, timeout=timeout)
+        check_numbers("Reward.http", 0.0, pause=pause)
+        if batch_size is not None:
+            check_integers("Reward.http", batch_size=batch_size)
         self.size = batch_size
         self.url, self.headers, self.name = url, dict(headers or {}), name
         self.timeout, self.retries, self.pause = timeout, retries, pause

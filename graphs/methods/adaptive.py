@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from lmppl.errors import BadArgument
+from lmppl.arguments import check_integers, check_numbers
 from lmppl.graphs.methods.proposals import Task
 from lmppl.graphs.thoughts.budget import Budget
 from lmppl.graphs.thoughts.graph import graph
@@ -75,12 +75,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, least in (("max_depth", 0), ("max_tasks", 1), ("max_layers", 1), ("retries", 0)):
-            n = getattr(self, name)
-            if isinstance(n, bool) or not isinstance(n, int) or n < least:
-                raise BadArgument(f"agot: {name} must be at least {least}, got {n!r}")
-        if not isinstance(self.threshold, (int, float)) or self.threshold != self.threshold:
-            raise BadArgument(f"agot: threshold must be a number, got {self.threshold!r}")
+        check_integers("Limits", 0, max_depth=self.max_depth, retries=self.retries)
+        check_integers("Limits", max_tasks=self.max_tasks, max_layers=self.max_layers)
+        check_numbers("Limits", infinite=True, threshold=self.threshold)
 
     def tasks(self, depth: int) -> int:
         """How many tasks a layer of this depth may have."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from lmppl.graphs.methods.operations import check_count
+from lmppl.arguments import check_integers
 from lmppl.graphs.thoughts.graph import graph
 from lmppl.graphs.thoughts.node import Node, Spawn
 
@@ -49,8 +49,8 @@ def blackboard(
         done: ends the work when the board of a round is complete.
         name: the scope.
     """
-    check_count("blackboard", "workers", workers)
-    check_count("blackboard", "rounds", rounds)
+    check_integers("blackboard", workers=workers)
+    check_integers("blackboard", rounds=rounds)
 
     def turn(t: int, board: Board) -> Any:
         if t == rounds or done(board):

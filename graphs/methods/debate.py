@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
-from lmppl.graphs.methods.operations import check_count
 from lmppl.graphs.thoughts.graph import graph
 from lmppl.graphs.thoughts.node import Node
 
@@ -52,9 +52,9 @@ def debate(
         judge: makes one answer of those of the last round; it may contain sites.
         name: the scope.
     """
-    check_count("debate", "rounds", rounds)
+    check_integers("debate", rounds=rounds)
     if isinstance(agents, int):
-        check_count("debate", "agents", agents)
+        check_integers("debate", agents=agents)
         if agent is None:
             raise BadArgument("debate needs the agent", fix="write debate(question, 3, agent)")
         agents = [agent] * agents

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
-from lmppl.graphs.methods.operations import check_count
 from lmppl.graphs.thoughts.graph import graph
 from lmppl.graphs.thoughts.node import Failed, Node, Spawn, first
 
@@ -63,7 +63,7 @@ def fast_slow(
         speculate: begin the first workflow beside the fast answer: fewer rounds, more tokens.
         name: the scope.
     """
-    check_count("fast_slow", "attempts", attempts)
+    check_integers("fast_slow", attempts=attempts)
 
     def quick() -> Answer:
         value = fast(question)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
 from lmppl.graphs.thoughts.graph import graph
 from lmppl.graphs.thoughts.node import Node
@@ -32,8 +33,7 @@ def map_reduce(
     >>> program(lambda: map_reduce("abcde", str.upper, lambda *parts: "".join(parts)))()
     'ABCDE'
     """
-    if isinstance(width, bool) or not isinstance(width, int) or width < 2:
-        raise BadArgument(f"map_reduce: width must be at least 2, got {width!r}")
+    check_integers("map_reduce", 2, width=width)
     if not items:
         raise BadArgument("map_reduce needs at least one item", fix="handle the empty list before")
     nodes = [

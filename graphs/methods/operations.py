@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
 from lmppl.graphs.thoughts.graph import Thoughts, graph
 from lmppl.graphs.thoughts.node import Node
@@ -62,7 +63,7 @@ class Operations:
 
     def generate(self, fn: Callable[[State], State], of: str, k: int = 1) -> str:
         """`k` new thoughts of each thought."""
-        check_count("generate", "k", k)
+        check_integers("generate", k=k)
 
         def run(many: Many) -> Many:
             again = [t for t in many for _ in range(k)]
@@ -102,7 +103,7 @@ class Operations:
         tries: int = 3,
     ) -> str:
         """Improve each thought that is not valid, at most `tries` times."""
-        check_count("validate_and_improve", "tries", tries)
+        check_integers("validate_and_improve", tries=tries)
 
         def one(t: Thought) -> Thought:
             state, good = t.state, bool(valid(t.state))
@@ -117,7 +118,7 @@ class Operations:
 
     def aggregate(self, fn: Callable[[list[State]], State], *of: str, k: int = 1) -> str:
         """`k` thoughts made of all thoughts of some operations."""
-        check_count("aggregate", "k", k)
+        check_integers("aggregate", k=k)
 
         def run(*lists: Many) -> Many:
             states = [t.state for many in lists for t in many]
@@ -127,7 +128,7 @@ class Operations:
 
     def keep_best(self, of: str, n: int = 1, *, highest: bool = True) -> str:
         """The `n` best scores; the earlier one where they are equal."""
-        check_count("keep_best", "n", n)
+        check_integers("keep_best", n=n)
 
         def run(many: Many) -> Many:
             if any(t.score is None for t in many):
@@ -182,9 +183,3 @@ def each(fn: Callable[[Any], Thought], items: Sequence[Any]) -> Many:
     """`fn` of every item, side by side."""
     found: Many = plate("each", items, fn)
     return found
-
-
-def check_count(operation: str, name: str, n: object) -> None:
-    """A positive integer."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise BadArgument(f"{operation}: {name} must be a positive integer, got {n!r}")

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument, GraphError
-from lmppl.graphs.methods.operations import check_count
 from lmppl.graphs.methods.tools import use
 from lmppl.graphs.thoughts.graph import graph
 from lmppl.graphs.thoughts.node import Node, NodeFailed, Spawn
@@ -57,7 +57,7 @@ def divide_then_aggregate(
     A call of an unknown tool, with arguments it does not take, or that raises, has a `Failed` as
     its value, and the next thought sees it. Without an answer after `rounds` rounds: `Failed`.
     """
-    check_count("divide_then_aggregate", "rounds", rounds)
+    check_integers("divide_then_aggregate", rounds=rounds)
 
     def turn(t: int, past: tuple[tuple[Result, ...], ...]) -> Any:
         found = think(question, past)

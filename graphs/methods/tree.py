@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lmppl.graphs.methods.operations import Operations, Thought, check_count
+from lmppl.arguments import check_integers
+from lmppl.graphs.methods.operations import Operations, Thought
 
 
 def tree_of_thoughts(
@@ -38,7 +39,7 @@ def tree_of_thoughts(
     >>> handlers.seed(climb, 0)()
     2
     """
-    check_count("tree_of_thoughts", "depth", depth)
+    check_integers("tree_of_thoughts", depth=depth)
     ops = Operations()
     best = ops.start(start)
     for _ in range(depth):

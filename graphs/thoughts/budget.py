@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from lmppl.errors import BadArgument
+from lmppl.arguments import check_integers
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("nodes", "depth", "tokens", "calls"):
-            n = getattr(self, name)
-            if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
-                raise BadArgument(
-                    f"Budget: {name} must be a non-negative integer, got {n!r}",
-                    fix=f"write Budget({name}=100), or leave it out",
-                )
+        limits = {field.name: getattr(self, field.name) for field in fields(self)}
+        check_integers("Budget", 0, **{k: n for k, n in limits.items() if n is not None})
 
     def refusal(self, would_be: Mapping[str, int]) -> str | None:
         """Which limit would be passed."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument, excerpt
 from lmppl.types import Floats, Ints
 
@@ -137,6 +138,5 @@ def _checked(
         )
     if (t < 0).any() or not np.allclose(t.sum(axis=2), 1.0, atol=1e-9):
         raise BadArgument("the rows of the table must be probabilities", value=excerpt(t))
-    if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
-        raise BadArgument(f"hops must be a positive integer, got {hops!r}", fix="write hops=3")
+    check_integers("plan_hops", hops=hops)
     return t, q, c

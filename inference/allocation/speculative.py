@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
 from lmppl.lm.base import LanguageModel
 from lmppl.random import Chance, GumbelMax, draw, fold
@@ -72,9 +73,7 @@ def speculate(
             value=f"{draft.vocab_size} and {target.vocab_size} ids",
             fix="draft with a model of the same tokenizer",
         )
-    for name, value in (("max_tokens", max_tokens), ("ahead", ahead), ("candidates", candidates)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BadArgument(f"{name} must be a positive integer, got {value!r}")
+    check_integers("speculate", max_tokens=max_tokens, ahead=ahead, candidates=candidates)
     run = _Run(target, draft, candidates, chance or GumbelMax(), fold(0, "speculate", seed))
     context = target.context(prompt)
     while len(run.out) < max_tokens and not run.ended:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument, excerpt
 from lmppl.handlers import condition
 from lmppl.inference.base import Engine
@@ -164,8 +165,7 @@ def em(
     Returns:
         A `Fit`: the model, the log-evidence of every round, and the last posteriors.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
-        raise BadArgument(f"rounds must be an integer ≥ 0, got {rounds!r}")
+    check_integers("em", 0, rounds=rounds)
     if not len(data):
         raise BadArgument("no questions to learn from", fix="give at least one")
     fn, questions = _conditioned(program, data, observations)

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_integers, check_particles
 from lmppl.inference.base import Engine
+from lmppl.inference.checks import check_particles
 from lmppl.inference.machine.paths import forced, script_of
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.mcmc.chain import chain_posterior

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_integers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.paths import Node, forced

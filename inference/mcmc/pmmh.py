@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmppl.arguments import check_functions, check_integers, check_names
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_functions, check_integers, check_names
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.particles import Particle

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_integers
 from lmppl.inference.machine.paths import Given, Node, history, sampled, script_of
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.mcmc.trace_mh import Barriers, Move, Plan, Proposal, drawn

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmppl.arguments import as_numbers, check_integers, check_mappings
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import as_numbers, check_integers, check_mappings
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.paths import Node, forced

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument, excerpt
 from lmppl.inference.results.estimates import Marginal
 from lmppl.inference.results.posterior import Posterior
@@ -222,8 +223,7 @@ def minimum_risk(
 
 def top(answers: Answers, k: int = 3, **classes: Any) -> list[Decision]:
     """The k heaviest classes, each as a decision."""
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise BadArgument(f"k must be a positive integer, got {k!r}", fix="write k=3")
+    check_integers("top", k=k)
     t = tally(answers, **classes)
     return [_decision(t, c, "top") for c in range(min(k, len(t)))]
 

@@ -40,6 +40,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
 from lmppl.plainjson import dump
 from lmppl.random import fold, uniform, uniforms
@@ -138,8 +139,7 @@ def to_arviz(posterior: Posterior, draws: int | None = None, seed: int = 0) -> A
     posterior.marginal(lambda _: None)  # raises when every particle is dead
     if draws is None:
         draws = 1000 if posterior.exact else len(posterior)
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise BadArgument(f"draws must be a positive integer, got {draws!r}")
+    check_integers("to_arviz", draws=draws)
     picks = _resample(posterior, draws, seed)
     numbers, texts = _variables(posterior)
 

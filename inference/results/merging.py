@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.choice import Choice
-from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
 from lmppl.inference.calls import infer
 from lmppl.inference.importance import Importance
@@ -81,8 +81,7 @@ def merge(
     Returns:
         A `Decision` whose `posterior` is that of the merge, with its ledger.
     """
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise BadArgument(f"most must be a positive integer, got {most!r}", fix="write most=8")
+    check_integers("merge", most=most)
     t = tally(answers, of=of, key=key, same=same, keep=keep)
     shown = range(min(most, len(t)))
     text = prompt(question, [(t.answers[c], t.mass[c]) for c in shown])

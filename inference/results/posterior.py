@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from lmppl.arguments import check_integers
 from lmppl.errors import AllParticlesDead, BadArgument, excerpt
-from lmppl.inference.arguments import check_integers
 from lmppl.inference.results.estimates import Estimate, Interval, Marginal
 from lmppl.inference.results.history import History
 from lmppl.ledger import Ledger

@@ -21,6 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument, excerpt
 
 UNIT = 40
@@ -106,8 +107,7 @@ class Allocator(ABC):
 
     def ask(self, n: int = 1) -> list[Trial]:
         """What to try next."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise BadArgument(f"ask(n) needs a positive integer, got {n!r}", fix="write ask(8)")
+        check_integers("ask", n=n)
         trials = []
         for _ in range(n):
             for id in self._uncounted:

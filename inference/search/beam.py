@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.arguments import check_integers, check_numbers
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_integers, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.population import Jobs, Machine

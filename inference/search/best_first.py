@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmppl.inference.arguments import check_integers
+from lmppl.arguments import check_integers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.population import Jobs, Machine

@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_integers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import run_steps
 from lmppl.inference.machine.particles import Particle

@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmppl.arguments import check_functions, check_integers, check_known, check_numbers
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_functions, check_integers, check_known, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.population import Jobs, Machine

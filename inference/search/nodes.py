@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
+from lmppl.arguments import check_known
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_actions, check_known
+from lmppl.inference.checks import check_actions
 from lmppl.inference.guide import Guide
 from lmppl.inference.machine.particles import Particle
 from lmppl.strands import Strand

@@ -24,15 +24,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmppl.inference.arguments import (
-    check_actions,
-    check_functions,
-    check_integers,
-    check_known,
-    check_word,
-)
+from lmppl.arguments import check_functions, check_integers, check_known, check_word
 from lmppl.inference.base import Engine
-from lmppl.inference.checks import check_call
+from lmppl.inference.checks import check_actions, check_call
 from lmppl.inference.machine.particles import Particle
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.abmcts import ABMCTS_A

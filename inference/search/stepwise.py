@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmppl.inference.arguments import check_integers, check_numbers
+from lmppl.arguments import check_integers, check_numbers
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.population import Jobs, Machine

@@ -25,8 +25,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmppl.inference.arguments import check_integers, check_particles
+from lmppl.arguments import check_integers
 from lmppl.inference.base import Engine
+from lmppl.inference.checks import check_particles
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle

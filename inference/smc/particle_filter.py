@@ -29,8 +29,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_particles
 from lmppl.inference.base import Engine
+from lmppl.inference.checks import check_particles
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.answers import Stop
 from lmppl.inference.machine.particles import Particle

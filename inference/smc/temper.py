@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lmppl.arguments import check_integers, check_numbers
 from lmppl.errors import BadArgument
 from lmppl.types import Floats
 from lmppl.weights import ess, normalize
@@ -53,12 +54,10 @@ class Temper:
                 f"no rule of tempering is called {self.rule!r}",
                 fix=f"use one of {', '.join(RULES)}",
             )
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise BadArgument(f"steps must be a positive integer, got {self.steps!r}")
-        for name in ("ess_threshold", "early_phase"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
-                raise BadArgument(f"{name} must be in [0, 1], got {value!r}")
+        check_integers("Temper", steps=self.steps)
+        check_numbers(
+            "Temper", 0.0, 1.0, ess_threshold=self.ess_threshold, early_phase=self.early_phase
+        )
 
     def temperature(self, v: Floats, step: int) -> float:
         """T after `step` barriers, for log-weights v [N]."""

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmppl.inference.arguments import check_particles
 from lmppl.inference.base import Engine
+from lmppl.inference.checks import check_particles
 from lmppl.inference.enumeration import Enumerate
 from lmppl.inference.guide import AnyGuide, Guide
 from lmppl.inference.machine.particles import Particle

@@ -24,8 +24,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
-from lmppl.inference.stopping.rules import Rule, Values, Why, check_at_least, number, read
+from lmppl.inference.stopping.rules import Rule, Values, Why, number, read
 
 HEDGES = ("wait", "hold", "but", "okay", "no", "hmm")
 """Words of a probe that is not sure of its answer."""
@@ -51,7 +52,7 @@ class AnswerWindow(Rule):
 
     def __post_init__(self) -> None:
         """Check the window."""
-        check_at_least("window", self.window, 1)
+        check_integers("AnswerWindow", window=self.window)
 
     def begin(self) -> Any:
         """The answer of the last probe, and how often it came in a row."""

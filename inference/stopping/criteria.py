@@ -14,13 +14,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from lmppl.arguments import check_integers, check_numbers
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_numbers
 from lmppl.inference.stopping.rules import (
     Rule,
     Values,
     Why,
-    check_at_least,
     check_goal,
     number,
     read,
@@ -71,7 +70,7 @@ class Slope(Rule):
 
     def __post_init__(self) -> None:
         """Check the window and the bound."""
-        check_at_least("window", self.window, 2)
+        check_integers("Slope", 2, window=self.window)
         if (self.at_least is None) == (self.at_most is None):
             raise BadArgument(f"Slope({self.signal!r}) needs at_least or at_most, and not both")
 
@@ -109,7 +108,7 @@ class Secretary(Rule):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_at_least("horizon", self.horizon, 1)
+        check_integers("Secretary", horizon=self.horizon)
         check_goal(self.goal)
         if not 0.0 <= self.explore < 1.0:
             raise BadArgument(f"explore must be in [0, 1), got {self.explore!r}")

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from lmppl.arguments import check_functions, check_integers, check_word
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import check_functions, check_integers, check_word
 from lmppl.inference.base import Engine
 from lmppl.inference.checks import check_call
 from lmppl.inference.forward import Forward

@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument, excerpt
 
 Values = Mapping[str, Any]
@@ -102,12 +103,6 @@ def number(values: Values, name: str, rule: Rule) -> float:
     return float(value)
 
 
-def check_at_least(name: str, value: object, least: int) -> None:
-    """A usable count."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadArgument(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
 def _parts(kind: type[And] | type[Or], rule: Rule) -> tuple[Rule, ...]:
     if not isinstance(rule, Rule):
         raise BadArgument(
@@ -165,7 +160,7 @@ class Consecutive(Rule):
 
     def __post_init__(self) -> None:
         """Check k."""
-        check_at_least("k", self.k, 1)
+        check_integers("Consecutive", k=self.k)
 
     def begin(self) -> Any:
         """The rule's own memory, and how often in a row."""
@@ -220,7 +215,7 @@ class Patience(Rule):
 
     def __post_init__(self) -> None:
         """Check k and the goal."""
-        check_at_least("k", self.k, 1)
+        check_integers("Patience", k=self.k)
         check_goal(self.goal)
 
     def begin(self) -> Any:

@@ -25,15 +25,10 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from lmppl.arguments import check_functions, check_integers, check_known, check_numbers
 from lmppl.errors import BadArgument
-from lmppl.inference.arguments import (
-    check_functions,
-    check_integers,
-    check_known,
-    check_numbers,
-    check_particles,
-)
 from lmppl.inference.base import Engine
+from lmppl.inference.checks import check_particles
 from lmppl.inference.forward import Forward
 from lmppl.inference.importance import Importance
 from lmppl.inference.machine.population import Jobs, Machine

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmppl.arguments import check_integers
 from lmppl.atomic import write_atomic
 from lmppl.errors import BadArgument, GraphError, excerpt
 from lmppl.html import text
@@ -79,8 +80,7 @@ def report_page(
         arviz: add the plots of ArviZ (needs arviz and matplotlib).
         limit: bytes; long texts are cut so that the page keeps to it.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 100_000:
-        raise BadArgument(f"limit must be at least 100,000 bytes, got {excerpt(limit)}")
+    check_integers("write_report", 100_000, limit=limit)
     forest = Forest()
     state = run_state(posterior, title=title or "lmppl report", forest=forest)
     svg, state["edges"], state["graph_note"] = _program(posterior, graph)

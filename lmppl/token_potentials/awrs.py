@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lmppl.errors import BadArgument
+from lmppl.arguments import check_integers
 from lmppl.lm.token_weights import TokenWeights
 from lmppl.random import Chance, fold_array, hash_text
 from lmppl.token_potentials.base import TokenState
@@ -80,11 +80,8 @@ class AWRS:
 
     def __post_init__(self) -> None:
         """Check the number."""
-        n = self.tries
-        if not (n is None or (isinstance(n, int) and not isinstance(n, bool) and n >= 0)):
-            raise BadArgument(
-                f"AWRS(tries=...) is a number of rejections, got {n!r}", fix="write AWRS(tries=64)"
-            )
+        if self.tries is not None:
+            check_integers("AWRS", 0, tries=self.tries)
 
     def draw(
         self,

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from lmppl.errors import BadArgument
+from lmppl.arguments import check_integers
 from lmppl.lm.token_weights import TokenWeights
 from lmppl.random import Chance, draw, fold, fold_array
 from lmppl.token_potentials.base import TokenState
@@ -126,10 +126,7 @@ class TopK:
 
     def __post_init__(self) -> None:
         """Check k."""
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise BadArgument(
-                f"TopK needs a positive integer, got {self.k!r}", fix="write TopK(50)"
-            )
+        check_integers("TopK", k=self.k)
 
     def draw(
         self,

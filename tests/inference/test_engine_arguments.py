@@ -16,11 +16,8 @@ import pytest
 
 import lmppl.inference
 from lmppl import LM, factor, program, sample
-from lmppl.errors import BadArgument, LmpplError
-from lmppl.inference import Engine, infer
-from lmppl.inference.arguments import (
+from lmppl.arguments import (
     as_numbers,
-    check_actions,
     check_functions,
     check_integers,
     check_known,
@@ -29,6 +26,9 @@ from lmppl.inference.arguments import (
     check_numbers,
     check_word,
 )
+from lmppl.errors import BadArgument, LmpplError
+from lmppl.inference import Engine, infer
+from lmppl.inference.checks import check_actions
 from lmppl.lm.table import TableLM
 
 WORDS = TableLM(

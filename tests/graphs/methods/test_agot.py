@@ -166,7 +166,7 @@ def test_a_task_that_fails_is_an_answer_less() -> None:
 
 @pytest.mark.parametrize("wrong", [{"max_depth": -1}, {"max_tasks": 0}, {"threshold": "high"}])
 def test_limits_are_checked(wrong: dict[str, Any]) -> None:
-    with pytest.raises(BadArgument, match=f"agot: {next(iter(wrong))}"):
+    with pytest.raises(BadArgument, match=f"Limits: {next(iter(wrong))}"):
         Limits(**wrong)
 
 

@@ -71,7 +71,7 @@ def test_map_reduce_keeps_the_order(items: int, width: int, rounds: int) -> None
     trace = once(lambda: map_reduce(range(items), fn, combine, width=width), lm=AB)
     assert trace.result == "".join(map(str, range(items)))
     assert thought_graph(trace).rounds == rounds == 1 + math.ceil(math.log(items, width) - 1e-9)
-    with pytest.raises(BadArgument, match="width must be at least 2"):
+    with pytest.raises(BadArgument, match="width must be an integer of at least 2"):
         once(lambda: map_reduce("ab", str, "".join, width=1))
 
 

@@ -173,7 +173,7 @@ def test_single_rules() -> None:
         (lambda: Threshold("x", at_least=1, at_most=2), "not both"),
         (lambda: Budget(), "needs limits"),
         (lambda: BetaMajority(1.0), "level"),
-        (lambda: Consecutive(Threshold("x", at_least=1), 0), "at least 1"),
+        (lambda: Consecutive(Threshold("x", at_least=1), 0), "k must be a positive integer"),
         (lambda: Patience("x", 1, goal="up"), "goal"),
         (lambda: Threshold("x", at_least=1) & "ess", "join rules"),  # type: ignore[operator]
         (lambda: Threshold("y", at_least=1).start().update({"x": 1}), "the signals are x"),

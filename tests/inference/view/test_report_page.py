@@ -230,7 +230,7 @@ def test_many_particles_are_told_by_the_heaviest(reports: ModuleType) -> None:
 
 
 def test_wrong_options_are_named(posterior: Posterior) -> None:
-    with pytest.raises(BadArgument, match="limit must be at least 100,000"):
+    with pytest.raises(BadArgument, match="limit must be an integer of at least 100000"):
         report_page(posterior, limit=10)
 
 
