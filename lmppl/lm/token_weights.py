@@ -70,6 +70,11 @@ class LawWeights(NamedTuple):
     warm: TokenWeights | None
     """What to draw from where the proposal's truncation leaves nothing; None: it truncates nothing."""
 
+    def select(self, rows: Ints) -> LawWeights:
+        """A copy of these rows."""
+        warm = None if self.warm is None else self.warm.select(rows)
+        return LawWeights(self.target.select(rows), self.proposal.select(rows), warm)
+
 
 class HostWeights(TokenWeights):
     """Rows in an array."""

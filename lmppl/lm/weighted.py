@@ -96,11 +96,9 @@ def _draw(
     picks = [NONE] * len(live)
     for sampler, members in groups.items():
         at = np.array(members)
-        proposal, warm = found.proposal, found.warm
-        if len(members) < len(live):
-            proposal, warm = proposal.select(at), None if warm is None else warm.select(at)
+        own = found if len(members) == len(live) else found.select(at)
         trackers = [t for i in members if (t := live[i].tracker) is not None]
-        drawn = (sampler or Exact()).draw(proposal, warm, trackers, keys[at], chance)
+        drawn = (sampler or Exact()).draw(own, trackers, keys[at], chance)
         for i, picked in zip(members, drawn, strict=True):
             picks[i] = picked
     tokens = np.array([max(picked.token, 0) for picked in picks])

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmppl.arguments import check_integers
-from lmppl.lm.token_weights import TokenWeights
+from lmppl.lm.token_weights import LawWeights, TokenWeights
 from lmppl.random import Chance, fold_array, hash_text
 from lmppl.token_potentials.base import TokenState
 from lmppl.token_potentials.samplers import NONE, Picked, next_rows
@@ -84,18 +84,13 @@ class AWRS:
             check_integers("AWRS", 0, tries=self.tries)
 
     def draw(
-        self,
-        proposal: TokenWeights,
-        warm: TokenWeights | None,
-        states: Sequence[TokenState],
-        keys: Keys,
-        chance: Chance,
+        self, law: LawWeights, states: Sequence[TokenState], keys: Keys, chance: Chance
     ) -> list[Picked]:
         """All strings at once, each rejecting as often as it must."""
-        out = self._reject(proposal.select(np.arange(len(states))), states, keys, chance)
+        out = self._reject(law.proposal.select(np.arange(len(states))), states, keys, chance)
         lost = np.array([i for i, picked in enumerate(out) if picked.token < 0], dtype=np.int64)
-        if warm is not None and len(lost):  # nothing in the truncated set is allowed
-            rest = warm.outside(lost, proposal)
+        if law.warm is not None and len(lost):  # nothing in the truncated set is allowed
+            rest = law.warm.outside(lost, law.proposal)
             own = fold_array(keys[lost], hash_text("warm"))
             again = self._reject(rest, [states[i] for i in lost.tolist()], own, chance)
             for i, picked in zip(lost.tolist(), again, strict=True):

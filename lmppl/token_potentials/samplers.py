@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lmppl.arguments import check_integers
-from lmppl.lm.token_weights import TokenWeights
+from lmppl.lm.token_weights import LawWeights, TokenWeights
 from lmppl.random import Chance, draw, fold, fold_array
 from lmppl.token_potentials.base import TokenState
 from lmppl.types import Floats, Ints, Keys
@@ -46,18 +46,12 @@ class Sampler(Protocol):
     """Draws one token for every string."""
 
     def draw(
-        self,
-        proposal: TokenWeights,
-        warm: TokenWeights | None,
-        states: Sequence[TokenState],
-        keys: Keys,
-        chance: Chance,
+        self, law: LawWeights, states: Sequence[TokenState], keys: Keys, chance: Chance
     ) -> list[Picked]:
         """Draw.
 
         Args:
-            proposal: log q [B, V], normalised, where the model's scores are.
-            warm: what to draw from where the proposal's truncation leaves nothing [B, V].
+            law: log q [B, V], and what takes its place where its truncation leaves nothing.
             states: the potential's state of each string.
             keys: one random key per string [B].
             chance: who answers.
@@ -78,28 +72,23 @@ class Exact:
     """Weighs every token, and draws from the normalised product."""
 
     def draw(
-        self,
-        proposal: TokenWeights,
-        warm: TokenWeights | None,
-        states: Sequence[TokenState],
-        keys: Keys,
-        chance: Chance,
+        self, law: LawWeights, states: Sequence[TokenState], keys: Keys, chance: Chance
     ) -> list[Picked]:
         """One pass over the vocabulary per string."""
         out = [NONE] * len(states)
         weights, which = next_rows(states)
         rows = np.arange(len(states))
-        for law in (proposal, warm):
-            if law is not None and len(rows):
-                rows = self._from(law, rows, weights, which, keys, chance, out)
+        for q in (law.proposal, law.warm):
+            if q is not None and len(rows):
+                rows = self._from(q, rows, weights, which, keys, chance, out)
         return out
 
     def _from(
-        self, law: TokenWeights, rows: Ints, weights: Floats, which: Ints, keys: Keys,
+        self, q: TokenWeights, rows: Ints, weights: Floats, which: Ints, keys: Keys,
         chance: Chance, out: list[Picked],
     ) -> Ints:  # fmt: skip
         """Draw from the product for these rows; the rows that it leaves nothing."""
-        product = law.tilted(rows, weights, which[rows])
+        product = q.tilted(rows, weights, which[rows])
         mass = product.log_mass(np.arange(len(rows)))
         alive = np.flatnonzero(mass > NEG_INF)
         if len(alive):
@@ -129,16 +118,12 @@ class TopK:
         check_integers("TopK", k=self.k)
 
     def draw(
-        self,
-        proposal: TokenWeights,
-        warm: TokenWeights | None,
-        states: Sequence[TokenState],
-        keys: Keys,
-        chance: Chance,
+        self, law: LawWeights, states: Sequence[TokenState], keys: Keys, chance: Chance
     ) -> list[Picked]:
         """k numbers of each string, and one draw from the others for all."""
+        proposal = law.proposal
         if self.k >= proposal.width:
-            return Exact().draw(proposal, warm, states, keys, chance)
+            return Exact().draw(law, states, keys, chance)
         every = np.arange(len(states))
         best = proposal.largest(self.k)
         rows, ids = np.repeat(every, self.k), best.ravel()
@@ -164,9 +149,8 @@ class TopK:
             if mass > NEG_INF:
                 at = draw(chance, fold(key, 1), total - mass)
                 out.append(Picked(int(looked[at]), float(q[at] + weights[at]) - mass))
-            elif more[b] < 0 and warm is not None:  # truncation left nothing that is allowed
-                one = warm.select(np.array([b]))
-                out += Exact().draw(one, None, [state], keys[b : b + 1], chance)
+            elif more[b] < 0 and law.warm is not None:  # truncation left nothing that is allowed
+                out += Exact().draw(law.select(np.array([b])), [state], keys[b : b + 1], chance)
             else:
                 out.append(NONE)
         return out

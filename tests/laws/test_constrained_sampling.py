@@ -20,7 +20,7 @@ import pytest
 from lmppl import LM, factor, program, sample
 from lmppl.inference import SMC, Enumerate, Forward, Importance, infer, tokens
 from lmppl.lm.table import TableLM
-from lmppl.lm.token_weights import HostWeights, TokenWeights
+from lmppl.lm.token_weights import HostWeights, LawWeights, TokenWeights
 from lmppl.random import Chance, draw, fold
 from lmppl.testing import assert_properly_weighted, outcomes
 from lmppl.testing.enumerator import LawBroken
@@ -243,7 +243,8 @@ def step_law(sampler: Any, state: TokenState, logq: Floats) -> dict[int, float]:
 
     def run(chance: Chance) -> Picked:
         keys: Keys = np.array([5], dtype=np.uint64)
-        picked: Picked = sampler.draw(HostWeights(logq[None, :]), None, [state], keys, chance)[0]
+        q = HostWeights(logq[None, :])
+        picked: Picked = sampler.draw(LawWeights(q, q, None), [state], keys, chance)[0]
         return picked
 
     for p, picked in outcomes(run):
@@ -277,10 +278,10 @@ def test_a_step_is_properly_weighted(sampler: Any) -> None:
 class Local(Exact):
     """Mutant: masks without weights."""
 
-    def draw(self, proposal: TokenWeights, *rest: Any) -> list[Picked]:
-        found = super().draw(proposal, *rest)
+    def draw(self, law: LawWeights, *rest: Any) -> list[Picked]:
+        found = super().draw(law, *rest)
         tokens = np.array([p.token for p in found])
-        logs = proposal.at(np.arange(len(found)), tokens)
+        logs = law.proposal.at(np.arange(len(found)), tokens)
         return [Picked(p.token, float(log)) for p, log in zip(found, logs, strict=True)]
 
 
@@ -288,9 +289,9 @@ class Local(Exact):
 class OneAccepted(AWRS):
     """Mutant: the weight is what the first phase left."""
 
-    def draw(self, proposal: TokenWeights, *rest: Any) -> list[Picked]:
-        state, key, chance = rest[1][0], int(rest[2][0]), rest[3]
-        q, left, n = proposal.select(ONE), 1.0, 0
+    def draw(self, law: LawWeights, *rest: Any) -> list[Picked]:
+        state, key, chance = rest[0][0], int(rest[1][0]), rest[2]
+        q, left, n = law.proposal.select(ONE), 1.0, 0
         while left > 1e-12:
             keys: Keys = np.array([fold(key, n)], dtype=np.uint64)
             (token,), (log,) = q.draw(ONE, keys, chance)
@@ -327,8 +328,8 @@ class Forgets(AWRS):
 class Unweighted(TopK):
     """Mutant: the token beside the best k counts as if it were one of them."""
 
-    def draw(self, proposal: TokenWeights, *rest: Any) -> list[Picked]:
-        states, keys, chance = rest[1:]
+    def draw(self, law: LawWeights, *rest: Any) -> list[Picked]:
+        (states, keys, chance), proposal = rest, law.proposal
         logq = proposal.at(np.repeat(ONE, proposal.width), np.arange(proposal.width))
         best = np.argsort(-logq)[: self.k].tolist()
         others = logq.copy()

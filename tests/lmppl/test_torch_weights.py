@@ -142,8 +142,8 @@ def test_samplers_draw_the_same(width: int, sampler: Any) -> None:
     for one, two in ((ours.target, theirs.target), (ours.proposal, theirs.proposal)):
         at = np.arange(rows), two.largest(1)[:, 0]
         np.testing.assert_allclose(one.at(*at), two.at(*at), atol=4e-6)
-    got = sampler.draw(ours.proposal, ours.warm, states, keys, GumbelMax())
-    expected = sampler.draw(theirs.proposal, theirs.warm, states, keys, GumbelMax())
+    got = sampler.draw(ours, states, keys, GumbelMax())
+    expected = sampler.draw(theirs, states, keys, GumbelMax())
     assert [p.token for p in got] == [p.token for p in expected]
     assert any(p.token >= 0 for p in got)
     assert any(p.token < 0 for p in got) or sampler == AWRS(None)
