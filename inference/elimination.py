@@ -38,7 +38,7 @@ from lmppl.inference.base import Engine
 from lmppl.inference.checks import check_particles
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.estimates import Estimate, Marginal
-from lmppl.inference.results.posterior import Of, Posterior
+from lmppl.inference.results.posterior import Of, Posterior, numeric
 from lmppl.messages import Message
 from lmppl.random import fold
 from lmppl.trace import Trace
@@ -187,7 +187,8 @@ class Eliminated(Posterior):
         exact = self._exact(f)
         if exact is None:
             return super().expectation(f)
-        return Estimate(math.fsum(p * float(v) for v, p in exact.items()), 0.0)
+        x = numeric(exact, f)
+        return Estimate(math.fsum(p * v for v, p in zip(x, exact.values(), strict=True)), 0.0)
 
     def _exact(self, of: Of) -> Marginal | None:
         """The marginal of a site or of the result; None where the draws must say it."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ from lmppl.errors import AllParticlesDead, BadArgument, excerpt
 from lmppl.inference.results.estimates import Estimate, Interval, Marginal
 from lmppl.inference.results.history import History
 from lmppl.ledger import Ledger
+from lmppl.nearest import which_site
 from lmppl.random import GumbelMax, draw, fold
 from lmppl.trace import Trace
 from lmppl.types import Floats
@@ -35,6 +37,7 @@ from lmppl.weights import NEG_INF, ess, normalize
 if TYPE_CHECKING:
     from lmppl.inference.machine.particles import Particle
     from lmppl.inference.machine.population import Machine
+    from lmppl.inference.results.overview import Summary
 
 Of: TypeAlias = str | Sequence[str] | Callable[[Trace], Any] | None
 """A site, several sites, a function of the trace, or (None) what the program returned."""
@@ -131,10 +134,8 @@ class Posterior:
         if isinstance(of, (list, tuple)) and of:
             return list(zip(*[self.values(name) for name in of], strict=True))
         if not isinstance(of, str) or not any(of in t for t in self.traces):
-            known = sorted({a for t in self.traces[:100] for a in t})
-            raise BadArgument(
-                f"no trace has a site {of!r}", fix=f"the sites are: {', '.join(known)}"
-            )
+            known = list(dict.fromkeys(a for t in self.traces[:100] for a in t))
+            raise BadArgument(f"no trace has a site {of!r}", fix=which_site(str(of), known))
         return [t[of] if of in t else None for t in self.traces]
 
     def _se(self, f: Floats, mean: float) -> float:
@@ -181,17 +182,41 @@ class Posterior:
         """E[f] with its standard error; f is a function of the trace, or a numeric site."""
         self._alive()
         raw = self.values(f)
-        try:
-            numbers = [0.0 if w == 0 else float(v) for v, w in zip(raw, self.weights, strict=True)]
-        except (TypeError, ValueError):
-            raise BadArgument(
-                "an expectation needs numbers",
-                value=excerpt([v for v, w in zip(raw, self.weights, strict=True) if w > 0][:3]),
-                fix="give a function of the trace, such as lambda t: len(t['x'])",
-            ) from None
-        x = np.array(numbers)
+        x = np.zeros(len(self))
+        alive = np.flatnonzero(self.weights > 0)
+        x[alive] = numeric([raw[i] for i in alive.tolist()], f)
         mean = float(self.weights @ x)
         return Estimate(mean, self._se(x, mean))
+
+    def interval(self, of: Of = None, mass: float = 0.9) -> Interval:
+        """The equal-tailed interval of a numeric site, of a function of the trace, or of the result.
+
+        It leaves at most (1 - mass) / 2 of the weight out on each side.
+        """
+        self._alive()
+        if not 0.0 < mass < 1.0:
+            raise BadArgument(f"mass must be between 0 and 1, got {mass!r}", fix="write mass=0.9")
+        from lmppl.inference.results.overview import as_numbers, quantile
+
+        raw = self.values(of)
+        x = as_numbers(raw, self.weights)
+        if x is None:
+            raise BadArgument(
+                "an interval needs numbers",
+                value=excerpt(raw[:3]),
+                fix="give a function of the trace, such as lambda t: len(t['x'])",
+            )
+        tail = (1.0 - mass) / 2
+        return Interval(quantile(x, self.weights, tail), quantile(x, self.weights, 1.0 - tail))
+
+    def summary(self) -> Summary:
+        """A table of all sites: means and quantiles of numbers, the best values of others.
+
+        `print(posterior.summary())` is the quickest look; see `lmppl.inference.results.overview`.
+        """
+        from lmppl.inference.results.overview import summary
+
+        return summary(self)
 
     @property
     def ess(self) -> float:
@@ -262,7 +287,10 @@ class Posterior:
         return to_dataframe(self)
 
     def to_arviz(self, *, draws: int | None = None, seed: int = 0) -> Any:
-        """An `xarray.DataTree`: see `lmppl.inference.results.export`."""
+        """An `xarray.DataTree` for ArviZ 1; of ArviZ 0.23, `InferenceData.from_datatree(tree)`.
+
+        Draws of equal weight; see `lmppl.inference.results.export`.
+        """
         from lmppl.inference.results.export import to_arviz
 
         return to_arviz(self, draws=draws, seed=seed)
@@ -273,11 +301,11 @@ class Posterior:
 
         save(self, path, opaque=opaque)
 
-    def report(self, path: Any, **options: Any) -> None:
+    def report(self, path: Any, **options: Any) -> Path:
         """Write everything about it as one HTML file; see `lmppl.inference.view.page`."""
         from lmppl.inference.view.page import write_report
 
-        write_report(self, path, **options)
+        return write_report(self, path, **options)
 
     @classmethod
     def load(cls, path: Any) -> Posterior:
@@ -287,21 +315,36 @@ class Posterior:
         return load(path)
 
     def __repr__(self) -> str:
-        from lmppl.inference.results.summary import answers, made_by
+        from lmppl.inference.results.summary import answers, made_by, trust
 
         if self.dead:
             return f"Posterior({made_by(self)}: all {len(self)} particles dead at {self.deaths})"
         best = list(answers(self).items())[:3]
         shown = ", ".join(f"{v!r:.40}: {p:.3f}" for v, p in best)
         return (
-            f"Posterior({made_by(self)}: {{{shown}}}, log evidence {self.log_evidence:.4g}, "
-            f"ESS {self.ess:.1f} of {len(self)})"
+            f"Posterior({made_by(self)}: {{{shown}}}, log evidence {round(self.log_evidence, 9):.4g}, "
+            f"{trust(self)})"
         )
 
     def _repr_html_(self) -> str:
         from lmppl.inference.view.report import posterior_html
 
         return posterior_html(self)
+
+
+def numeric(values: Iterable[Any], of: Of) -> list[float]:
+    """What an expectation is taken over: the values of a site, a function or the result as numbers."""
+    found = list(values)
+    try:
+        return [float(v) for v in found]
+    except (TypeError, ValueError):
+        place = "x" if not isinstance(of, str) else of
+        raise BadArgument(
+            "an expectation needs numbers",
+            where=f"site {of!r}" if isinstance(of, str) else None,
+            value=excerpt(found[:3]),
+            fix=f"give a function of the trace, such as lambda t: len(t[{place!r}])",
+        ) from None
 
 
 def population_posterior(

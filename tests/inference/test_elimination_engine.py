@@ -151,6 +151,20 @@ def test_derived_values_effects_and_expectations() -> None:
     assert found.map()["n"] in (1, 2, 3) and len(found) == 500
 
 
+@pytest.mark.parametrize("engine", [Elimination(draws=4), Enumerate()], ids=["sums", "traces"])
+def test_an_expectation_of_a_text_is_refused(engine: Any) -> None:
+    @program
+    def model() -> str:
+        return str(sample("word", Categorical(["up", "down"], [0.4, 0.6])))
+
+    found = infer(model, engine=engine)
+    with pytest.raises(BadArgument, match="an expectation needs numbers") as caught:
+        found.expectation("word")
+    assert caught.value.fields["where"] == "site 'word'"
+    assert "'down'" in caught.value.fields["value"]
+    assert "lambda t: len(t['word'])" in caught.value.fields["fix"]
+
+
 def test_conditions_params_and_refusals() -> None:
     @program
     def two() -> Any:
