@@ -8,6 +8,7 @@ see `docs/adding_an_engine.md`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -26,8 +27,10 @@ class Engine(ABC):
     """Capabilities (`lmppl.lm.needs`) that it asks of every language model, before any token is drawn."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let `target` name what potentials around the program multiply."""
+        """Let `target` name what potentials around the program multiply, and `repr` be short."""
         super().__init_subclass__(**options)
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Engine.__repr__  # type: ignore[method-assign]  # else @dataclass writes one
         if "target" in cls.__dict__:
             cls.target = with_terms(cls.target)  # type: ignore[method-assign]
 
@@ -39,6 +42,17 @@ class Engine(ABC):
     def target(self, program: Any = None) -> str:
         """Which law the weighted traces have, in words and formula."""
 
+    def __repr__(self) -> str:
+        """As it is written: the first argument, which is nearly always its size, and what was set."""
+        if not dataclasses.is_dataclass(self):
+            return f"{type(self).__name__}()"
+        shown = []
+        for at, field in enumerate(f for f in dataclasses.fields(self) if f.repr):
+            value = getattr(self, field.name)
+            if at == 0 or not (value is field.default or _equal(value, field.default)):
+                shown.append(f"{field.name}={_written(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def chance(self, chance: Chance) -> Chance:
         """The chance that this engine wants (greedy decoding wants none)."""
         return chance
@@ -48,6 +62,17 @@ class Engine(ABC):
         from lmppl.inference.calls import infer
 
         return infer(program, *args, engine=self, **options)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    same = type(a) is type(b) and a == b
+    return same is True
+
+
+def _written(value: Any) -> str:
+    """A function by its name: its place in memory says nothing."""
+    name = getattr(value, "__qualname__", None)
+    return name.rpartition(".")[2] if isinstance(name, str) and callable(value) else repr(value)
 
 
 def with_terms(target: Callable[..., str]) -> Callable[..., str]:

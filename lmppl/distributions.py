@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -161,6 +162,7 @@ class Categorical(Distribution):
             values = items_of(probabilities, f"{self.kind} needs a list of values", fix)
             self.values = tuple([_frozen(v) for v in values])
             if weights is None:
+                _no_probabilities(self.kind, self.values)
                 weights = [1.0] * len(values)
             else:
                 weights = items_of(weights, f"{self.kind} needs a list of weights", fix)
@@ -195,7 +197,7 @@ class Categorical(Distribution):
             return True
 
     def score(self, value: Any, env: Env) -> float:
-        """Σ over the entries equal to the value."""
+        """Σ over the entries equal to the value, as Python says: 1 is True."""
         value = _frozen(value)
         hits = [w for v, w in zip(self.values, self.log_weights, strict=True) if _same(v, value)]
         return hits[0] if len(hits) == 1 else log_sum_exp(hits)
@@ -218,6 +220,17 @@ class Categorical(Distribution):
                 )
         return self._fingerprint
 
+    def __repr__(self) -> str:
+        pairs = zip(self.values, self.log_weights, strict=True)
+        shown = _listed(f"{v!r}: {math.exp(w):.4g}" for v, w in pairs)
+        return f"{self.kind}({{{shown[1:-1]}}})"
+
+
+def _listed(parts: Iterable[str], most: int = 12) -> str:
+    """The first of them, as a list is shown."""
+    first = list(islice(parts, most + 1))
+    return f"[{', '.join(first[:most] + ['…'] * (len(first) > most))}]"
+
 
 @lru_cache(maxsize=4096)
 def _mark(kind: str, values: str, log_weights: tuple[float, ...]) -> int:
@@ -225,14 +238,26 @@ def _mark(kind: str, values: str, log_weights: tuple[float, ...]) -> int:
     return hash_text(f"{kind}{values}{[*log_weights]!r}")
 
 
+def _no_probabilities(kind: str, values: tuple[Any, ...]) -> None:
+    """Elsewhere a list is the probabilities of 0, 1, …; here it would be values, without a word."""
+    floats = len(values) > 1 and all(isinstance(v, (float, np.floating)) for v in values)
+    if kind == "Categorical" and floats and abs(sum(values) - 1.0) < 1e-6:
+        raise BadArgument(
+            "Categorical was given numbers that sum to 1, without values",
+            value=excerpt(list(values)),
+            why="a list is the values, not their probabilities",
+            fix="write Categorical(dict(enumerate(p))), or Uniform(values) if they are the values",
+        )
+
+
 def _frozen(value: Any) -> Any:
-    """Particles share the values of a distribution: a list among them becomes a tuple."""
+    """A value as particles share it: a list becomes a tuple, a NumPy scalar a number."""
+    if isinstance(value, np.generic):
+        return value.item()
     return freeze(value) if type(value) in (list, dict, set) else value
 
 
 def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, bool) or isinstance(b, bool):
-        return type(a) is type(b) and bool(a == b)
     same = a == b
     return same if isinstance(same, bool) else bool(np.array_equal(a, b))
 
@@ -254,6 +279,9 @@ class Bernoulli(Categorical):
     def _repeats(self) -> bool:
         return False
 
+    def __repr__(self) -> str:
+        return f"Bernoulli({math.exp(self.log_weights[0]):.4g})"
+
 
 class Uniform(Categorical):
     """Every listed value with equal probability: `Uniform(["red", "green"])`."""
@@ -273,6 +301,9 @@ class Uniform(Categorical):
             )
         super().__init__(items)
 
+    def __repr__(self) -> str:
+        return f"Uniform({_listed(map(repr, self.values))})"
+
 
 class Delta(Categorical):
     """One value, for certain."""
@@ -283,6 +314,9 @@ class Delta(Categorical):
     def __init__(self, value: Any) -> None:
         """Keep the value."""
         super().__init__([value])
+
+    def __repr__(self) -> str:
+        return f"Delta({self.values[0]!r})"
 
 
 def score_or_zero(component: Distribution, value: Any, env: Env) -> Step[float]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from lmppl.nearest import which_site
+
 
 def excerpt(value: object, limit: int = 120) -> str:
     """`repr(value)` cut to `limit` characters, with the full length when cut.
@@ -224,7 +226,9 @@ class AllParticlesDead(LmpplError):
             or "no site (no particle was run)"
         )
         super().__init__(
-            f"all {particles} particles have weight zero",
+            f"all {particles} particles have weight zero"
+            if particles
+            else "every trace has weight zero",
             where=f"killed at: {shares}",
             value="; ".join(examples) or None,
             why="the posterior is undefined: no sampled value satisfies the observations",
@@ -238,12 +242,6 @@ class UnusedCondition(LmpplError):
 
     def __init__(self, names: Sequence[str], known: Sequence[str]) -> None:
         """Suggest the nearest site."""
-        import difflib
-
-        near = [m for n in names for m in difflib.get_close_matches(str(n), known, 1)]
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"the sites are: {', '.join(known) or 'none'}"
-        )
         if taken := [n for n in names if n in known]:
             super().__init__(
                 f"site {taken[0]!r} cannot be conditioned on: it has a value already",
@@ -254,7 +252,7 @@ class UnusedCondition(LmpplError):
         super().__init__(
             f"no sample site is called {', '.join(map(repr, names))}",
             why="a condition that meets no site changes nothing",
-            fix=hint,
+            fix=which_site(str(names[0]), known),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -105,7 +106,7 @@ class Mixture(Distribution):
             for pairs, w in zip(lists, self.picker.log_weights, strict=True):
                 for value, logp in pairs:
                     ids = getattr(value, "token_ids", None)
-                    same = found.setdefault((isinstance(value, bool), value), {})
+                    same = found.setdefault(value, {})
                     own = None if ids is None else tuple(ids)
                     same.setdefault(own, (value, []))[1].append(logp + float(w))
             for same in found.values():
@@ -127,3 +128,7 @@ class Mixture(Distribution):
         return fold(
             hash_text(self.kind), self.picker.fingerprint, *(c.fingerprint for c in self.components)
         )
+
+    def __repr__(self) -> str:
+        pairs = zip(self.components, self.picker.log_weights, strict=True)
+        return f"Mixture({{{', '.join(f'{c!r}: {math.exp(w):.4g}' for c, w in pairs)}}})"

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from lmppl.arguments import check_integers
-from lmppl.errors import AllParticlesDead, BadArgument, excerpt
+from lmppl.arguments import as_array, check_integers, check_numbers, check_seed
+from lmppl.errors import AllParticlesDead, BadArgument, excerpt, items_of
 from lmppl.inference.results.estimates import Estimate, Interval, Marginal
 from lmppl.inference.results.history import History
 from lmppl.ledger import Ledger
@@ -87,8 +87,14 @@ class Posterior:
         seed: int | None = None,
     ) -> None:
         """Keep the parts; weights are normalised when first needed."""
-        self.traces = list(traces)
-        self.log_weights = np.asarray(log_weights, dtype=np.float64)
+        fix = "write Posterior(traces, log_weights, log_evidence)"
+        self.traces: list[Trace] = items_of(traces, "Posterior: traces must be a list", fix)
+        self.log_weights = as_array("Posterior", log_weights=log_weights)
+        if self.log_weights.shape != (len(self.traces),):
+            raise BadArgument(
+                f"{len(self.traces)} traces with log-weights of shape {self.log_weights.shape}",
+                fix="give one log-weight per trace",
+            )
         self.log_evidence = float(log_evidence)
         self.engine = engine
         self.target = target
@@ -135,7 +141,10 @@ class Posterior:
             return list(zip(*[self.values(name) for name in of], strict=True))
         if not isinstance(of, str) or not any(of in t for t in self.traces):
             known = list(dict.fromkeys(a for t in self.traces[:100] for a in t))
-            raise BadArgument(f"no trace has a site {of!r}", fix=which_site(str(of), known))
+            raise BadArgument(
+                f"no trace has a site {of!r}",
+                fix=which_site(of if isinstance(of, str) else "", known),
+            )
         return [t[of] if of in t else None for t in self.traces]
 
     def _se(self, f: Floats, mean: float) -> float:
@@ -193,21 +202,10 @@ class Posterior:
 
         It leaves at most (1 - mass) / 2 of the weight out on each side.
         """
-        self._alive()
-        if not 0.0 < mass < 1.0:
-            raise BadArgument(f"mass must be between 0 and 1, got {mass!r}", fix="write mass=0.9")
-        from lmppl.inference.results.overview import as_numbers, quantile
+        from lmppl.inference.results.overview import interval
 
-        raw = self.values(of)
-        x = as_numbers(raw, self.weights)
-        if x is None:
-            raise BadArgument(
-                "an interval needs numbers",
-                value=excerpt(raw[:3]),
-                fix="give a function of the trace, such as lambda t: len(t['x'])",
-            )
-        tail = (1.0 - mass) / 2
-        return Interval(quantile(x, self.weights, tail), quantile(x, self.weights, 1.0 - tail))
+        self._alive()
+        return interval(self, of, mass)
 
     def summary(self) -> Summary:
         """A table of all sites: means and quantiles of numbers, the best values of others.
@@ -255,6 +253,7 @@ class Posterior:
             if self.missing > 0:
                 top = float(np.logaddexp(top, math.log(self.missing)))
             return Interval(self.log_evidence, top)
+        check_numbers("log_evidence_interval", 0.0, z=z)
         se = self.log_evidence_se
         return Interval(self.log_evidence - z * se, self.log_evidence + z * se)
 
@@ -269,12 +268,10 @@ class Posterior:
         self._alive()
         if n is not None:
             check_integers("Posterior.sample", 0, n=n)
+        key = fold(0, "posterior", check_seed(seed))
         with np.errstate(divide="ignore"):
             lw = np.log(self.weights)
-        picks = [
-            draw(GumbelMax(), fold(0, "posterior", seed, i), lw)
-            for i in range(1 if n is None else n)
-        ]
+        picks = [draw(GumbelMax(), fold(key, i), lw) for i in range(1 if n is None else n)]
         chosen = [self.traces[i] for i in picks]
         return chosen[0] if n is None else chosen
 

@@ -17,6 +17,13 @@ def made_by(posterior: Posterior) -> str:
     return f"{posterior.engine}, seed={posterior.seed}" if known else posterior.engine
 
 
+def trust(posterior: Posterior) -> str:
+    """How many draws it is worth; an exact one is not made of draws."""
+    if posterior.exact:
+        return f"exact, {len(posterior):,} traces"
+    return f"ESS {posterior.ess:.1f} of {len(posterior)}"
+
+
 def answers(posterior: Posterior) -> Marginal:
     """The marginal of what the program returned; values that cannot be hashed count by their repr."""
     return posterior.marginal(lambda t: hashable(t.result))

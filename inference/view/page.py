@@ -27,6 +27,7 @@ import os
 import zlib
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,10 +55,11 @@ MOST_SITES = 40
 """Programs of more sites are replayed for their graph only when asked: it takes seconds."""
 
 
-def write_report(posterior: Posterior, path: str | os.PathLike[str], **options: Any) -> None:
-    """Write `report_page` to a file, replaced as a whole."""
+def write_report(posterior: Posterior, path: str | os.PathLike[str], **options: Any) -> Path:
+    """Write `report_page` to a file, replaced as a whole; returns where it is."""
     page = report_page(posterior, **options)
     write_atomic(path, [page.encode("utf-8", "backslashreplace")])
+    return Path(path)
 
 
 def report_page(

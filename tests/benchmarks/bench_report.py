@@ -73,7 +73,7 @@ def main() -> None:
             size = path.stat().st_size / 1e6
             opens = ", ".join(f"{t:.2f}" for t in opening(browser, path)) or "-"
             nodes = sum(len(t.sites) for t in posterior.traces)
-            name = repr(engine).replace("resampling='systematic', ", "")[:28]
+            name = repr(engine)[:28]
             print(f"{name:<28} {nodes:>8,} {wrote:>8.1f} {size:>6.2f}  {opens}", flush=True)
 
 

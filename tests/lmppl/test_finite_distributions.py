@@ -94,11 +94,48 @@ def test_outside_the_support_is_minus_infinity() -> None:
     assert support(Categorical({"a": 1.0, "b": 0.0})) == [("a", 0.0)]
 
 
-def test_values_are_equal_as_python_says_but_booleans_are_no_numbers() -> None:
+def test_values_are_equal_as_python_says() -> None:
+    """A marginal is a dict, so 1 and True are one answer there; a law may not tell them apart."""
     assert score(Uniform([1, 2]), 1.0) == pytest.approx(math.log(0.5))
-    assert score(Bernoulli(0.25), True) == pytest.approx(math.log(0.25))
-    assert score(Bernoulli(0.25), 1) == NEG_INF
-    assert score(Uniform([0, 1]), True) == NEG_INF
+    assert score(Uniform([0, 1]), True) == pytest.approx(math.log(0.5))
+    both = Mixture([Bernoulli(0.25), Uniform([0, 1])])
+    assert support(both) == [
+        (True, pytest.approx(math.log(0.375))),
+        (False, pytest.approx(math.log(0.625))),
+    ]
+    assert score(both, 1) == score(both, True) == pytest.approx(math.log(0.375))
+
+
+@pytest.mark.parametrize("yes", [True, 1, 1.0, np.True_, np.int64(1), np.float32(1.0)])
+def test_data_of_coins_come_as_numbers_and_numpy_scalars(yes: Any) -> None:
+    assert score(Bernoulli(0.25), yes) == pytest.approx(math.log(0.25))
+    assert score(Bernoulli(0.25), type(yes)(0)) == pytest.approx(math.log(0.75))
+    assert score(Bernoulli(0.25), 2) == score(Bernoulli(0.25), 0.5) == NEG_INF
+    assert score(Bernoulli(0.25), "True") == NEG_INF
+
+
+def test_a_numpy_scalar_is_the_number_that_it_holds() -> None:
+    assert score(Categorical({"a": 1, "b": 3}), np.str_("b")) == pytest.approx(math.log(0.75))
+    assert score(Categorical({True: 1, False: 3}), np.False_) == pytest.approx(math.log(0.75))
+    assert score(Uniform(np.arange(4)), 3) == pytest.approx(math.log(0.25))
+
+
+def test_probabilities_without_values_are_refused() -> None:
+    """Elsewhere `Categorical(p)` has the values 0, 1, …: nobody should get p as values unasked."""
+    for p in ([0.3, 0.7], np.array([0.25, 0.25, 0.5])):
+        with pytest.raises(BadArgument, match="a list is the values"):
+            Categorical(p)
+    assert len(Uniform([0.3, 0.7]).values) == len(Categorical([0.3, 0.7], [1, 2]).values) == 2
+    assert Categorical(["a", "b"]).values == ("a", "b")
+
+
+def test_laws_are_shown_as_they_are_written() -> None:
+    assert repr(Categorical({"a": 1, "b": 3})) == "Categorical({'a': 0.25, 'b': 0.75})"
+    assert repr(Bernoulli(0.2)) == "Bernoulli(0.2)"
+    assert repr(Uniform(["a", "b"])) == "Uniform(['a', 'b'])"
+    assert repr(Delta(7)) == "Delta(7)"
+    assert repr(Mixture({Delta(1): 1, Delta(2): 3})) == "Mixture({Delta(1): 0.25, Delta(2): 0.75})"
+    assert repr(Uniform(range(50))).endswith("10, 11, …])")
 
 
 def test_a_repeated_value_is_drawn_with_the_probability_of_all_its_entries() -> None:
