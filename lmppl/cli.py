@@ -212,7 +212,10 @@ def compare(**options: Any) -> int:  # fmt: skip
 @json_option
 @debug_option
 def show(run_dir: str, as_json: bool) -> int:
-    """Show the summary of a run again, and write its report again."""
+    """Show the summary of a run again.
+
+    Writes its report again, too.
+    """
     from lmppl.commands import run as runner
 
     outcome = runner.read_run(run_dir)
@@ -227,8 +230,9 @@ def show(run_dir: str, as_json: bool) -> int:
 @click.option("--open/--no-open", "opened", default=True, help="Show it in a browser.")
 @debug_option
 def view(path: str, host: str, port: int, opened: bool) -> int:
-    """Look at a run, a saved posterior or a report in the browser of this machine.
+    """Look at a run, a posterior or a report.
 
+    In the browser of this machine: PATH is a run folder, a saved posterior, or a report.
     Reads alone, on a loopback address; pages of other sites are refused.
     """
     from lmppl.commands import view as viewing
@@ -253,7 +257,10 @@ def _show(outcome: Outcome, title: str, as_json: bool) -> int:
 @click.option("--seed", default=0, show_default=True)
 @debug_option
 def check(program: str, data: str | None, models: tuple[str, ...], seed: int) -> int:
-    """Look for what would break a program under an engine: clocks, files, global randomness."""
+    """Look for what would break a program.
+
+    Under an engine a program is run again and again: clocks, files and global randomness break it.
+    """
     from lmppl.checking import check as look
     from lmppl.commands import loading
     from lmppl.commands.console import clean
@@ -280,7 +287,10 @@ def check(program: str, data: str | None, models: tuple[str, ...], seed: int) ->
 @json_option
 @debug_option
 def models(as_json: bool) -> int:
-    """The language models that have a name, and whether they are on this machine."""
+    """List the language models that have a name.
+
+    Says of each whether it is on this machine.
+    """
     from lmppl.commands.console import show_table
     from lmppl.lm.load import available
 
@@ -318,7 +328,10 @@ def models(as_json: bool) -> int:
 def demo(
     out: str, questions: Path | None, seconds: float, seed: int, model: str, as_json: bool
 ) -> int:
-    """Three programs, three engines, one small language model, 45 questions: what comes out."""
+    """Answer 45 questions with a small model.
+
+    Three programs, three engines, and the summary that compares them.
+    """
     from lmppl.commands.demo import demo as show_all
 
     return show_all(

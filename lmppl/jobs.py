@@ -320,6 +320,10 @@ class Env:
             except ModelNotFound as error:
                 if self.models:
                     error.fields["value"] = f"models given: {', '.join(sorted(self.models))}"
+                    given = f'pass lm={{"default": ..., {lm!r}: ...}}'
+                    error.fields["fix"] = (
+                        f"{given}, or {error.fields.get('fix', 'load it by name')}"
+                    )
                     error.add_where(f"LM(..., lm={lm!r})")
                 raise
         if lm is not None and self.models:

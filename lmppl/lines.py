@@ -40,4 +40,4 @@ def _library(file: str) -> bool:
 
 def _ours(frame: FrameType) -> bool:
     name: str = frame.f_globals.get("__name__", "")
-    return name.startswith("lmppl.") and not frame.f_code.co_filename.startswith("<")
+    return name.startswith("lmppl.") and not frame.f_code.co_filename.startswith("<doctest")

@@ -22,8 +22,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lmppl.arguments import check_instances, check_path
 from lmppl.atomic import write_atomic
-from lmppl.errors import BadArgument
+from lmppl.errors import BadArgument, excerpt
+from lmppl.graphs.structure.independence import check_graph
 from lmppl.graphs.structure.layout import Layout, layered
 
 INK, PAPER, GREY, LINE = "#1f2933", "#ffffff", "#c8ced6", "#6b7785"
@@ -43,6 +45,7 @@ def collapse(graph: Any) -> Any:
     """Each plate as one item: `fact[0]/true`, `fact[1]/true`, … are one node `fact[i]/true`."""
     import networkx
 
+    check_graph("collapse", graph)
     names = {n: _stencil(n, d.get("plates", ())) for n, d in graph.nodes(data=True)}
     out = networkx.DiGraph(**graph.graph)
     for n, data in graph.nodes(data=True):
@@ -72,6 +75,7 @@ def render_svg(graph: Any, *, plates: bool = True, title: str | None = None) -> 
         plates: draw each plate as one box; `False` shows all of its items.
         title: what a reader who cannot see it is told.
     """
+    check_instances("render_svg", (str, type(None)), "a text", title=title)
     shown = collapse(graph) if plates else graph
     order = _topological(shown)
     labels = {n: _labels(n, shown.nodes[n]) for n in order}
@@ -100,7 +104,9 @@ def _topological(graph: Any) -> list[Any]:
     import networkx
 
     if not networkx.is_directed_acyclic_graph(graph):
-        raise BadArgument("only an acyclic graph can be drawn in layers")
+        raise BadArgument(
+            "only an acyclic graph can be drawn in layers", fix="use mermaid(graph) or dot(graph)"
+        )
     place = {n: i for i, n in enumerate(graph.nodes)}
     return list(networkx.lexicographical_topological_sort(graph, key=place.__getitem__))
 
@@ -309,8 +315,23 @@ def _quoted(value: Any) -> str:
 
 
 def render(graph: Any, path: str | Path, *, plates: bool = True) -> Path:
-    """Write the picture that the ending of the path asks for: .svg, .mmd (Mermaid) or .dot."""
+    """Write the picture that the ending of the path asks for: .svg, .mmd (Mermaid) or .dot.
+
+    Args:
+        graph: of `graph_of`, any DAG of networkx, or the record of a thought graph.
+        path: where it goes.
+        plates: draw each plate as one box.
+    """
+    check_path("render", path)
     target = Path(path)
+    if hasattr(graph, "to_networkx"):
+        graph = graph.to_networkx()
+    if not hasattr(graph, "adj"):
+        raise BadArgument(
+            f"a {type(graph).__name__} is no graph",
+            value=excerpt(graph),
+            fix="write render(graph_of(program, ...), path), or render(thought_graph(trace), path)",
+        )
     makers = {".svg": render_svg, ".mmd": mermaid, ".mermaid": mermaid, ".dot": dot, ".gv": dot}
     maker = makers.get(target.suffix.lower())
     if maker is None:

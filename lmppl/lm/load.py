@@ -8,6 +8,7 @@ load("http://host:8000#NAME")    a model behind a server; also vllm:, sglang:, l
 
 from __future__ import annotations
 
+import difflib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,11 +83,13 @@ def load(name: str, *, progress: hub.Progress | None = None, **options: Any) -> 
             hub.fetch(name, progress or smollm2.to_stderr) if _is_repo(name) else "not a hub name"
         )
         if isinstance(fetched, str):
-            near = ", ".join(m.name for m in available())
+            names = [m.name for m in available()]
+            near = difflib.get_close_matches(name, names, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(names)}"
             raise ModelNotFound(
                 name,
                 looked_for=[f"a folder {name}", f"the Hugging Face cache and hub ({fetched})"],
-                fix=f"run: hf download {name}" if _is_repo(name) else f"use one of: {near}",
+                fix=f"run: hf download {name}" if _is_repo(name) else fix,
             )
         local = fetched
     return TorchLM.load(local, name=name, source="hub", **options)

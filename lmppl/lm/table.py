@@ -150,6 +150,7 @@ class TableLM(LanguageModel):
             ) from None
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, BadArgument):
+                error.add_where(str(path))
                 raise
             raise ModelNotFound(
                 f"table:{path}",

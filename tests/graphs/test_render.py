@@ -86,6 +86,8 @@ def test_render_writes_by_ending(tmp_path: Path) -> None:
     assert render(graph, tmp_path / "g.dot").read_text("utf-8") == dot(graph)
     with pytest.raises(BadArgument, match="ending"):
         render(graph, tmp_path / "g.png")
+    with pytest.raises(BadArgument, match="ProgramFunction is no graph"):
+        render(checked, tmp_path / "p.svg")
     with pytest.raises(BadArgument, match="acyclic"):
         render_svg(nx.DiGraph([(1, 2), (2, 1)]))
     assert ET.fromstring(render_svg(nx.DiGraph())).tag == f"{SVG}svg"
