@@ -84,7 +84,7 @@ def toy() -> dict[str, float]:
     dfa = bffg.automaton(toy_rule, "", V)
     s = np.zeros(len(x), dtype=int)
     for column in x.T:
-        s = dfa.delta[s, column]
+        s = dfa.after(s, column)
     tau = dfa.terminal(lambda state: state == "over")
     p = np.exp(lp) * tau[s]
     assert math.isclose(p.sum(), P_RULE, rel_tol=1e-12)

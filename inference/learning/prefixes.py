@@ -45,7 +45,7 @@ def token_features(
             return np.concatenate([x.ravel(), t, whole])
         s = 0
         for v in ids:
-            s = int(dfa.delta[s, v])
+            s = int(dfa.after(s, v))
         return np.concatenate([x.ravel(), t, whole, np.arange(len(dfa.states)) == s])
 
     return features

@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,18 @@ class TokenState(ABC):
             [self.log_complete if v in ends else self.advance(v).log_prefix for v in ids],
             dtype=np.float64,
         ) - base  # fmt: skip
+
+    @classmethod
+    def log_rows(cls, states: Sequence[Any]) -> Floats:
+        """log next of several states of this class [U, V]; override where one look does for all."""
+        return np.stack([s.log_next() for s in states])
+
+
+def log_rows(states: Sequence[TokenState]) -> Floats:
+    """log next of several states [U, V], together where they are of one class."""
+    kinds = {type(s) for s in states}
+    kind = kinds.pop() if len(kinds) == 1 else TokenState
+    return kind.log_rows(states)
 
 
 class TokenPotential:

@@ -10,7 +10,7 @@ import numpy as np
 from lmppl.errors import BadArgument, excerpt
 from lmppl.grammars import Grammar
 from lmppl.lm.base import LanguageModel
-from lmppl.token_potentials.base import TokenPotential, TokenState, check_power
+from lmppl.token_potentials.base import TokenPotential, TokenState, check_power, log_rows
 from lmppl.types import Floats
 from lmppl.weights import NEG_INF, log_sum_exp
 
@@ -90,6 +90,19 @@ class ProductState(TokenState):
                 total = total + more
             else:
                 total = total + s.log_next(tokens)
+        return total
+
+    @classmethod
+    def log_rows(cls, states: Sequence[ProductState]) -> Floats:
+        """The same, factor by factor."""
+        total = log_rows([state.states[0] for state in states])
+        for factor in list(zip(*(state.states for state in states), strict=True))[1:]:
+            many = 2 * (total > NEG_INF).sum(axis=1) >= total.shape[1]
+            if many.any():
+                total[many] += log_rows([s for s, all_ in zip(factor, many, strict=True) if all_])
+            for i in np.flatnonzero(~many).tolist():
+                left = np.flatnonzero(total[i] > NEG_INF)
+                total[i, left] += factor[i].log_next(left.tolist())
         return total
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from lmppl.arguments import check_integers
 from lmppl.lm.token_weights import LawWeights, TokenWeights
 from lmppl.random import Chance, draw, fold, fold_array
-from lmppl.token_potentials.base import TokenState
+from lmppl.token_potentials.base import TokenState, log_rows
 from lmppl.types import Floats, Ints, Keys
 from lmppl.weights import NEG_INF, log_sum_exp
 
@@ -63,8 +63,8 @@ def next_rows(states: Sequence[TokenState]) -> tuple[Floats, Ints]:
     """log g [U, V] of the distinct states, and which of them each state is [B]."""
     place: dict[int, int] = {}
     which = [place.setdefault(id(s), len(place)) for s in states]
-    distinct = {id(s): s for s in states}.values()
-    return np.stack([s.log_next() for s in distinct]), np.array(which, dtype=np.int64)
+    distinct = list({id(s): s for s in states}.values())
+    return log_rows(distinct), np.array(which, dtype=np.int64)
 
 
 @dataclass(frozen=True)

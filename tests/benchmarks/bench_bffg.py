@@ -184,7 +184,7 @@ def rule(Q: int, V: int, seed: int = 5) -> bffg.DFA:
     delta = np.tile(np.minimum(np.arange(Q) + 1, Q - 1)[:, None], (1, V))
     special = rng.choice(V, 200, replace=False)
     delta[:, special] = rng.integers(0, Q, (Q, 200))
-    return bffg.DFA(delta, tuple(range(Q)))
+    return bffg.DFA.dense(delta, tuple(range(Q)))
 
 
 def surrogate(states: int, V: int, clusters: int | None = None, seed: int = 6) -> bffg.HMM:

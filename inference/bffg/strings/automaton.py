@@ -14,8 +14,8 @@ to die. Weighted strings follow p(x | constraint) whatever the surrogate; unweig
 
 Tokens with the same column of δ form a class, and a class is one matrix product: a step costs
 2 N H V, whatever the number of automaton states. Where the surrogate emits K clusters of tokens the
-share of a token in its cluster cancels, and a step costs 2 N H K for each state that can come next,
-and a look-up per token.
+share of a token in its cluster cancels, and a step costs 2 N H K and a look-up per token. Strings
+that agree in φ and s, as copies do, are scored once.
 
 Reference: Zhang, Kung, Yoshida, Van den Broeck and Peng, Adaptable logical control for large
 language models (2024); the weights are those of van der Meulen and Schauer (2020).
@@ -30,10 +30,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.bffg.strings.classes import successors, token_classes
+from lmppl.inference.bffg.strings.classes import class_masses, successors
 from lmppl.inference.bffg.strings.dfa import DFA
 from lmppl.inference.bffg.strings.hmm import HMM
-from lmppl.inference.bffg.strings.scores import Clustered, Dense, Scores, Value
+from lmppl.inference.bffg.strings.scores import Kinds, Value
 from lmppl.types import Bools, Floats, Ints
 from lmppl.weights import NEG_INF
 
@@ -50,6 +50,12 @@ class Prefixes(NamedTuple):
     def select(self, rows: Ints) -> Prefixes:
         """Some of them, or copies."""
         return Prefixes(self.phi[rows], self.s[rows], self.t)
+
+    @classmethod
+    def together(cls, parts: Sequence[Prefixes]) -> Prefixes:
+        """Those of several, all of one length."""
+        phi, s = (np.concatenate([p[k] for p in parts]) for k in (0, 1))
+        return cls(phi, s, parts[0].t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +92,17 @@ class HMMAutomaton:
     """Logarithms of these numbers, of each state its own: none underflows [T + 1, Q]."""
     reachable: Bools = field(init=False, repr=False)
     """Whether some n tokens lead from a state to a positive weight [T + 1, Q]."""
-    scores: Scores = field(init=False, repr=False)
-    """How the scores of next tokens are found."""
+    kinds: Kinds = field(init=False, repr=False)
+    """Scores of next tokens, one by one or by clusters."""
+    classes: Kinds = field(init=False, repr=False)
+    """Their means over classes of tokens."""
 
     def __post_init__(self) -> None:
         """Fill the table backwards."""
         tau, T = self._checked(), self.horizon
         H, Q = len(self.hmm.start), len(tau)
-        columns, classes = token_classes(self.dfa)
-        pairs = successors(self.hmm, columns, classes)
+        masses = class_masses(self.hmm, self.dfa)
+        pairs = successors(masses, self.dfa)
         to, first = pairs.to, pairs.first
         r, u, scales = np.zeros((T + 1, H, Q)), np.zeros((T + 1, H, Q)), np.zeros((T + 1, Q))
         reachable = np.zeros((T + 1, Q), dtype=bool)
@@ -112,13 +120,9 @@ class HMMAutomaton:
                 u[n] = self.hmm.A @ r[n]
                 scales[n] = top + np.log(peak)
                 reachable[n] = np.logical_or.reduceat(reachable[n - 1][to], first)
-        scores: Scores
-        if self.hmm.clusters is None:
-            scores = Dense(self.hmm, self.dfa, classes)
-        else:
-            scores = Clustered(self.hmm, self.dfa)
-        filled = {"r": r, "u": u, "scales": scales, "reachable": reachable, "scores": scores}
-        for name, value in filled.items():
+        kinds, classes = Kinds.of_tokens(self.hmm, self.dfa), Kinds.of_classes(masses, self.dfa)
+        filled = {"r": r, "u": u, "scales": scales, "reachable": reachable}
+        for name, value in (filled | {"kinds": kinds, "classes": classes}).items():
             object.__setattr__(self, name, value)
         if self.log_g(self.start())[0] == NEG_INF:
             cause = "surrogate" if reachable[T, 0] else "automaton"
@@ -131,7 +135,7 @@ class HMMAutomaton:
     def _checked(self) -> Floats:
         """τ, if everything fits together."""
         start, A, B, _ = self.hmm
-        H, (Q, V) = B.shape[0], self.dfa.delta.shape
+        H, Q, V = B.shape[0], len(self.dfa.table), len(self.dfa.of)
         if V != self.hmm.tokens or A.shape != (H, H) or start.shape != (H,):
             raise BadArgument(
                 f"a surrogate of {H} states and {self.hmm.tokens} tokens, with start "
@@ -166,13 +170,61 @@ class HMMAutomaton:
 
     def log_next(self, at: Prefixes) -> Floats:
         """log g_{t+1} of each string with each token [N, V]."""
+        return self.log_kinds(at).take(self.kinds.of, axis=1)
+
+    def log_some(self, at: Prefixes, rows: Ints, tokens: Ints) -> Floats:
+        """log g_{t+1} of some strings, with repeats, with a token each [n]."""
+        if not (n := self._left(at)):
+            return self._log_last(self.dfa.after(at.s[rows], tokens))
+        return self.kinds.few(at.phi, at.s, self._value(n), rows, tokens)
+
+    def log_among(self, at: Prefixes, looked: Bools) -> Floats:
+        """Another guide [N, V]: g_{t+1} for the tokens that are looked at, class means for the others.
+
+        It costs what is looked at [N, V], not the vocabulary. Which tokens these are may depend on
+        the prefix, on the likeliest of the model for one: in a weight stands what was used.
+        """
+        found = self.log_kinds(at, coarse=True).take(self.classes.of, axis=1)
+        rows, tokens = np.divmod(np.flatnonzero(looked), looked.shape[1])
+        found[rows, tokens] = self.log_some(at, rows, tokens)
+        return found
+
+    def log_kinds(self, at: Prefixes, *, coarse: bool = False) -> Floats:
+        """log g_{t+1} by kinds of tokens [N, K]: token v is of kind `kinds.of[v]`.
+
+        Args:
+            at: the strings.
+            coarse: the mean over a class of tokens instead; then v is of kind `classes.of[v]`.
+        """
+        kinds = self.classes if coarse else self.kinds
+        if not (n := self._left(at)):
+            return self._log_last(self.dfa.table[at.s][:, kinds.classes])
+        place: dict[tuple[bytes, int], int] = {}
+        pairs = zip(at.phi, at.s.tolist(), strict=True)
+        which = np.array([place.setdefault((f.tobytes(), s), len(place)) for f, s in pairs])
+        if len(place) == len(which):
+            return kinds(at.phi, at.s, self._value(n))
+        first = np.unique(which, return_index=True)[1]
+        found: Floats = kinds(at.phi[first], at.s[first], self._value(n))[which]
+        return found
+
+    def _left(self, at: Prefixes) -> int:
+        """n: how many tokens follow the next one."""
         n = self.horizon - at.t - 1
         if n < 0:
             raise BadArgument(
                 f"strings of {at.t} tokens are at the horizon {self.horizon} of their guide",
                 fix="give HMMAutomaton a horizon of at least max_tokens",
             )
-        return self.scores(at.phi, at.s, Value(self.u[n], self.r[n].mean(axis=0), self.scales[n]))
+        return n
+
+    def _log_last(self, states: Ints) -> Floats:
+        """log τ of the states after the last token."""
+        found: Floats = self.scales[0][states]
+        return found
+
+    def _value(self, n: int) -> Value:
+        return Value(self.u[n], self.r[n].mean(axis=0), self.scales[n])
 
     def advance(self, at: Prefixes, tokens: Ints) -> Prefixes:
         """The strings with one more token each."""
@@ -180,7 +232,7 @@ class HMMAutomaton:
         total = phi.sum(1, keepdims=True)
         even = np.full_like(phi, 1.0 / phi.shape[1])
         phi = np.where(total > 0, phi / np.where(total > 0, total, 1.0), even)
-        return Prefixes(phi, self.dfa.delta[at.s, tokens], at.t + 1)
+        return Prefixes(phi, self.dfa.after(at.s, tokens), at.t + 1)
 
     def of(self, tokens: Sequence[int]) -> Prefixes:
         """One string."""

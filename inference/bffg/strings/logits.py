@@ -60,20 +60,19 @@ class GuidedLogits:
             )
         log_p = torch.log_softmax(scores.double(), dim=1).cpu().numpy()
         tilt = np.zeros(scores.shape)
+        strings = self._strings(input_ids)
+        levels = {ids: self._arrive(ids) for ids in strings}
+        living = [ids for ids in levels if self.eos not in ids]
         last: dict[tuple[int, ...], tuple[float, Floats]] = {}
-        for row, ids in enumerate(self._strings(input_ids)):
-            if self.eos in ids:
-                self._arrive(ids)
-            elif ids in last:
+        if living:
+            known = [filtered(self.automaton, ids, self._known) for ids in living]
+            following = self.automaton.log_next(Prefixes.together(known))
+            for ids, row in zip(living, following, strict=True):
+                total = float(log_sum(log_p[strings.index(ids), :V] + row, (0,)))
+                last[ids] = levels[ids] + total, row if total > NEG_INF else np.zeros(V)
+        for row, ids in enumerate(strings):
+            if ids in last:
                 tilt[row, :V], tilt[row, V:] = last[ids][1], NEG_INF
-            else:
-                level = self._arrive(ids)
-                following = self.automaton.log_next(filtered(self.automaton, ids, self._known))[0]
-                total = float(log_sum(log_p[row, :V] + following, (0,)))
-                if total == NEG_INF:
-                    following = np.zeros(V)
-                last[ids] = level + total, following
-                tilt[row, :V], tilt[row, V:] = following, NEG_INF
         self._last = last
         return scores + torch.from_numpy(tilt).to(scores)
 

@@ -110,7 +110,7 @@ class FilterState(TokenState):
             return 0.0
         s, ends = int(self.at.s[0]), self.lm.eos_ids
         if self.left and ends:
-            s = int(self.potential.automaton.dfa.delta[s, min(ends)])
+            s = int(self.potential.automaton.dfa.after(s, min(ends)))
         return float(self.potential.log_terminal[s])
 
     @property
@@ -130,15 +130,36 @@ class FilterState(TokenState):
         return FilterState(self.potential, self.lm, after)
 
     def log_next(self, tokens: Sequence[int] | None = None) -> Floats:
-        """All tokens by one look at the table, a few of them one by one."""
-        if tokens is not None and len(tokens) <= 8:
-            return super().log_next(tokens)
-        p, base = self.potential, self.log_prefix
-        if base == NEG_INF:
-            out = np.full(self.lm.vocab_size, NEG_INF)
-        else:
-            following = np.maximum(p.automaton.log_next(self.at)[0], p.least)
-            possible = p.automaton.reachable[self.left - 1][p.automaton.dfa.delta[self.at.s[0]]]
-            out = np.where(possible, following, p.lost) - base
-            out[list(self.lm.eos_ids)] = self.log_complete - base
-        return out if tokens is None else out[list(tokens)]
+        """By one look at the table, or at the columns of some tokens."""
+        if tokens is None:
+            row: Floats = self.log_rows([self])[0]
+            return row
+        p, ids = self.potential, np.array(tokens, dtype=np.int64)
+        if (base := self.log_prefix) == NEG_INF:
+            return np.full(len(ids), NEG_INF)
+        following = np.maximum(p.automaton.log_some(self.at, np.zeros_like(ids), ids), p.least)
+        possible = p.automaton.reachable[self.left - 1][p.automaton.dfa.after(self.at.s[0], ids)]
+        out: Floats = np.where(possible, following, p.lost) - base
+        out[np.isin(ids, list(self.lm.eos_ids))] = self.log_complete - base
+        return out
+
+    @classmethod
+    def log_rows(cls, states: Sequence[FilterState]) -> Floats:
+        """One look for all strings of one length."""
+        lm = states[0].lm
+        out = np.full((len(states), lm.vocab_size), NEG_INF)
+        groups: dict[tuple[FilterPotential, int], list[int]] = {}
+        for i, state in enumerate(states):
+            if state.log_prefix > NEG_INF:
+                groups.setdefault((state.potential, state.left), []).append(i)
+        for (p, left), own in groups.items():
+            here = [states[i] for i in own]
+            a, at = p.automaton, Prefixes.together([state.at for state in here])
+            rows = np.maximum(a.log_kinds(at), p.least)
+            possible = a.reachable[left - 1][a.dfa.table[at.s][:, a.kinds.classes]]
+            base = np.array([state.log_prefix for state in here])
+            rows = np.where(possible, rows, p.lost) - base[:, None]
+            for i, state, row, b in zip(own, here, rows, base.tolist(), strict=True):
+                row.take(a.kinds.of, out=out[i], mode="clip")  # "raise" would copy
+                out[i, list(lm.eos_ids)] = state.log_complete - b
+        return out

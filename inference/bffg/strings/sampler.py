@@ -44,6 +44,7 @@ def guided_strings(
     key: Key,
     *,
     resample: float = 0.5,
+    rare: float = 0.0,
     chance: Chance | None = None,
     end: int | None = None,
 ) -> GuidedStrings:
@@ -56,6 +57,8 @@ def guided_strings(
         n: how many.
         key: all draws are a function of it.
         resample: resample when ESS < resample · n; 0 never does.
+        rare: tokens that the model gives less than this are guided by the mean over their class. So a
+            surrogate of many states that emits each token by itself is asked for a few; 1e-3 will do.
         chance: who answers the draws.
         end: the end token: a string that has it continues with it, and asks the model no more.
 
@@ -83,7 +86,10 @@ def guided_strings(
             if end is not None:
                 log_p[ended, end] = 0.0
             # Score: over the number that the last step multiplied in, not one found anew
-            following = guide.log_next(at)
+            if rare > 0:
+                following = guide.log_among(at, log_p >= np.log(rare))
+            else:
+                following = guide.log_next(at)
             logits = log_p + following
             dead = ~np.isfinite(lw)
             lw = np.where(dead, NEG_INF, lw + log_sum(logits, (1,)) - np.where(dead, 0.0, used))

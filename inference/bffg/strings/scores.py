@@ -1,15 +1,20 @@
-"""Scores of all next tokens under a string guide, dense or by clusters.
+"""Scores of next tokens under a string guide, for N strings at once.
 
-    log Σ_z φ(z) B(z, v) u(z, δ(s, v)) - log Σ_z φ(z) B(z, v)      for N strings and V tokens
+    log Σ_z φ(z) B(z, v) u(z, δ(s, v)) - log Σ_z φ(z) B(z, v)
 
-A token that the surrogate cannot emit has no such ratio: after it all hidden states are as likely.
-They are found in the precision of B: a table over a large vocabulary may well be of float32. A guide of
-less precision is another guide, and as exact; only its last value, which stands for τ, is rounded.
+Tokens of one class and one cluster have the same score: they are one *kind*, and the vocabulary is
+looked up only at the end. Where the surrogate emits each token by itself, a token is a kind. Kinds of
+a large class are one matrix product, whatever the states of the strings; those of small ones are
+weighed once for all strings that stand at the same state.
+
+A kind that the surrogate cannot emit has no such ratio: after it all hidden states are as likely.
+Scores have the precision of B: a table over a large vocabulary may well be of float32. A guide of
+less precision is another guide, and as exact; the last value, which stands for τ, is no product.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +23,7 @@ from lmppl.inference.bffg.strings.hmm import HMM
 from lmppl.types import Floats, Ints
 
 SMALL = 64
-"""Classes of fewer tokens are not worth a matrix product of their own."""
+"""Classes of fewer kinds are not worth a matrix product of their own."""
 
 
 class Value(NamedTuple):
@@ -32,94 +37,97 @@ class Value(NamedTuple):
     """Logarithms of these numbers [Q]."""
 
 
-class Scores(Protocol):
-    """How the scores are found."""
+class Kinds:
+    """Kinds of tokens, and their scores.
+
+    Args:
+        emission: what each hidden state emits of each kind [K, H].
+        classes: the class of each kind [K].
+        of: the kind of each token [V].
+        dfa: the automaton.
+    """
+
+    def __init__(self, emission: Floats, classes: Ints, of: Ints, dfa: DFA) -> None:
+        """Sort the kinds by class, large classes first, so that a class is a slice."""
+        sizes = np.bincount(classes, minlength=dfa.table.shape[1])
+        order = np.lexsort((classes, -sizes[classes]))
+        self.table = dfa.table
+        self.emission = np.ascontiguousarray(emission[order])
+        self.classes = classes[order]
+        self.of = np.argsort(order)[of]
+        """The kind of each token, as they are sorted here [V]."""
+        large = np.flatnonzero(sizes >= SMALL)
+        large = large[np.argsort(-sizes[large], kind="stable")]
+        ends = np.cumsum(sizes[large])
+        self.large = [
+            (c, slice(e - n, e))
+            for c, n, e in zip(large.tolist(), sizes[large].tolist(), ends.tolist(), strict=True)
+        ]
+        self.rest = slice(int(ends[-1]) if len(ends) else 0, len(order))
+
+    @classmethod
+    def of_tokens(cls, hmm: HMM, dfa: DFA) -> Kinds:
+        """As fine as the surrogate sees them."""
+        if hmm.clusters is None:
+            return cls(hmm.B.T, dfa.of, np.arange(len(dfa.of)), dfa)
+        pairs = np.stack([dfa.of, hmm.clusters.of])
+        kinds, of = np.unique(pairs, axis=1, return_inverse=True)
+        return cls(hmm.B.T[kinds[1]], kinds[0], of.reshape(-1), dfa)
+
+    @classmethod
+    def of_classes(cls, masses: Floats, dfa: DFA) -> Kinds:
+        """As coarse as the automaton: the score of a class is the mean over its tokens."""
+        return cls(masses, np.arange(len(masses)), dfa.of, dfa)
 
     def __call__(self, phi: Floats, s: Ints, value: Value) -> Floats:
-        """The scores [N, V].
+        """The scores [N, K].
 
         Args:
             phi: the filter of each string [N, H].
             s: its automaton state [N].
             value: of the states after the token.
         """
-
-
-class Dense:
-    """A column of B for each token: one product for each large class of tokens."""
-
-    def __init__(self, hmm: HMM, dfa: DFA, classes: list[Ints]) -> None:
-        """Sort the columns of B by class, so that a class is a slice."""
-        self.delta = dfa.delta
-        order = np.concatenate(classes)
-        self.place = np.argsort(order)
-        self.B = np.ascontiguousarray(hmm.B[:, order])
-        large = [c for c in classes if len(c) >= SMALL]
-        ends = np.cumsum([len(c) for c in large], dtype=np.int64).tolist()
-        self.large = [(int(c[0]), slice(e - len(c), e)) for c, e in zip(large, ends, strict=True)]
-        self.rest = slice(ends[-1] if ends else 0, len(order))
-        self.small = order[self.rest]
-
-    def __call__(self, phi: Floats, s: Ints, value: Value) -> Floats:
-        """Large classes one by one, the other tokens all at once."""
-        B = self.B
-        phi, u = phi.astype(B.dtype, copy=False), value.u.astype(B.dtype, copy=False)
-        seen = phi @ B
-        mean = np.empty_like(seen)
-        for token, part in self.large:
-            np.matmul(phi * u[:, self.delta[s, token]].T, B[:, part], out=mean[:, part])
-        to = self.delta[s[:, None], self.small]
-        mean[:, self.rest] = np.einsum(
-            "nh,hv,hnv->nv", phi, B[:, self.rest], u[:, to], optimize=True
-        )
-        _log_ratio(mean, seen)
-        scales = value.scales.astype(B.dtype, copy=False)
-        for token, part in self.large:
-            mean[:, part] += scales[self.delta[s, token]][:, None]
-        mean[:, self.rest] += scales[to]
-        found = mean.take(self.place, axis=1)
+        E, N = self.emission, len(s)
+        phi = phi.astype(E.dtype, copy=False)
+        u, to = value.u.T.astype(E.dtype, copy=False), self.table[s]
+        both = np.empty((2 * N, len(E)), dtype=E.dtype)
+        seen, mean = both[:N], both[N:]
+        for c, part in self.large:
+            two = np.concatenate([phi, phi * u[to[:, c]]])
+            np.matmul(two, E[part].T, out=both[:, part])
+        small, rest = self.classes[self.rest], E[self.rest]
+        seen[:, self.rest] = phi @ rest.T
+        for state in np.unique(s):
+            own = np.flatnonzero(s == state)
+            mean[own, self.rest] = phi[own] @ (rest * u[self.table[state, small]]).T
+        found = _log_ratio(mean, seen)
+        scales = value.scales.astype(E.dtype, copy=False)
+        for c, part in self.large:
+            found[:, part] += scales[to[:, c]][:, None]
+        found[:, self.rest] += scales[to[:, small]]
         if (seen == 0).any():
-            with np.errstate(divide="ignore"):
-                lost = (np.log(value.lost) + value.scales)[self.delta[s]]
-            found = np.where(seen.take(self.place, axis=1) > 0, found, lost)
+            found = np.where(seen > 0, found, _log_lost(value)[to[:, self.classes]])
         return found
 
-
-class Clustered:
-    """A column of B for each cluster: a table over next states and clusters, then a look-up."""
-
-    def __init__(self, hmm: HMM, dfa: DFA) -> None:
-        """The cells of a state are numbered when it is first seen."""
-        if hmm.clusters is None:
-            raise TypeError("this surrogate emits tokens, not clusters")
-        self.B, self.delta, self.of = hmm.B, dfa.delta, hmm.clusters.of
-        self.cells: dict[int, tuple[Ints, Ints]] = {}
-
-    def __call__(self, phi: Floats, s: Ints, value: Value) -> Floats:
-        """Scores of the cells, read by every token."""
-        seen = phi @ self.B
-        kind = np.result_type(phi, self.B)
-        found = np.empty((len(s), self.delta.shape[1]), dtype=kind)
-        for row, f, total, state in zip(found, phi, seen, s.tolist(), strict=True):
-            to, cell = self.cells.get(state) or self._number(state)
-            mean = (f[:, None] * value.u[:, to]).T @ self.B  # [next states, K]
-            _log_ratio(mean, total)
-            if (total == 0).any():
-                with np.errstate(divide="ignore"):
-                    mean = np.where(total > 0, mean, np.log(value.lost[to])[:, None])
-            mean += value.scales[to][:, None]
-            mean.take(cell, out=row, mode="clip")  # "raise" would copy
-        return found
-
-    def _number(self, state: int) -> tuple[Ints, Ints]:
-        """The next states of a state, and the cell (next state, cluster) of each token [V]."""
-        to, place = np.unique(self.delta[state], return_inverse=True)
-        found = self.cells[state] = to, place * self.B.shape[1] + self.of
-        return found
+    def few(self, phi: Floats, s: Ints, value: Value, rows: Ints, tokens: Ints) -> Floats:
+        """The scores of some strings, with repeats, and a token of each [n]; see `__call__`."""
+        kinds = self.of[tokens]
+        to = self.table[s[rows], self.classes[kinds]]
+        E = self.emission[kinds]
+        phi, u = (a.astype(E.dtype, copy=False) for a in (phi, value.u.T))
+        joint = E * phi[rows]
+        seen, mean = joint.sum(axis=1), np.einsum("nh,nh->n", joint, u[to])
+        scores = _log_ratio(mean, seen) + value.scales.astype(E.dtype, copy=False)[to]
+        return np.where(seen > 0, scores, _log_lost(value)[to])
 
 
-def _log_ratio(mean: Floats, seen: Floats) -> None:
+def _log_ratio(mean: Floats, seen: Floats) -> Floats:
     """log (mean / seen) in place of the mean; nan where nothing is seen."""
     with np.errstate(divide="ignore", invalid="ignore"):
         np.divide(mean, seen, out=mean)
-        np.log(mean, out=mean)
+        return np.log(mean, out=mean)
+
+
+def _log_lost(value: Value) -> Floats:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(value.lost) + value.scales)

@@ -69,26 +69,42 @@ class TextAutomaton:
         End-of-text is absorbing: nothing but itself may follow. Other tokens without bytes change
         nothing.
         """
-        words = [lm.token_bytes(v) for v in range(lm.vocab_size)]
-        S, V = len(self.table), len(words)
-        delta = np.tile(np.arange(S, dtype=np.int64)[:, None], (1, V))
-        left = np.array([len(w) for w in words])
-        for i in range(int(left.max(initial=0))):
-            longer = np.flatnonzero(left > i)
-            byte = np.array([words[v][i] for v in longer])
-            delta[:, longer] = self.table[delta[:, longer], byte]
-        ends = sorted(lm.eos_ids)
+        # Tokens with equal columns share one, and so do their beginnings: a column is found once.
+        columns = [np.arange(len(self.table))]
+        number = {columns[0].tobytes(): 0}
+        further: dict[tuple[int, int], int] = {}
+        of = np.zeros(lm.vocab_size, dtype=np.int64)
+        for v in range(lm.vocab_size):
+            c = 0
+            for byte in lm.token_bytes(v):
+                if (c, byte) not in further:
+                    column = self.table[columns[c], byte]
+                    found = number.setdefault(column.tobytes(), len(columns))
+                    if found == len(columns):
+                        columns.append(column)
+                    further[c, byte] = found
+                c = further[c, byte]
+            of[v] = c
+        of[sorted(lm.eos_ids)] = len(columns)
+        used, of = np.unique(of, return_inverse=True)
+        return self._ended(np.stack([*columns, columns[0]], axis=1)[:, used], of, len(lm.eos_ids))
+
+    def _ended(self, table: Ints, of: Ints, ends: int) -> DFA:
+        """With three states behind the end of the text, whose class is the last one."""
+        S, C = table.shape
         over, refused, dead = S, S + 1, S + 2
-        delta = np.concatenate([delta, np.full((3, V), dead)])
-        delta[:S, ends] = np.where(self.accepts, over, refused)[:, None]
-        delta[over, ends], delta[refused, ends] = over, refused
+        whole = np.full((S + 3, C), dead)
+        whole[:S] = table
+        if ends:
+            whole[:S, -1] = np.where(self.accepts, over, refused)
+            whole[[over, refused], -1] = over, refused
         states = [TextState(s, bool(self.accepts[s]), False) for s in range(S)]
         states += [
             TextState(-1, True, True),
             TextState(-1, False, True),
             TextState(-1, False, False),
         ]
-        return DFA(delta, tuple(states))
+        return DFA(whole, of, tuple(states))
 
 
 def _paired(a: TextAutomaton, b: TextAutomaton, join: Any) -> TextAutomaton:

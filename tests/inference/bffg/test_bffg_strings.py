@@ -20,7 +20,6 @@ from lmppl.inference.bffg import (  # noqa: E402
     fit_ngram,
     guided_strings,
 )
-from lmppl.inference.bffg.strings.classes import token_classes  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
 
 V, T, EOS = 6, 7, 5
@@ -88,15 +87,16 @@ def final(x: Any) -> Any:
     return s
 
 
-def proposal_and_weight(guide: HMMAutomaton, x: Any) -> tuple[Any, Any]:
+def proposal_and_weight(guide: HMMAutomaton, x: Any, rare: float = 0.0) -> tuple[Any, Any]:
     """log q and log W of every string, as the sampler has them without resampling."""
     toy, at = Toy(), guide.start(len(x))
     log_q, log_w = np.zeros(len(x)), guide.log_g(at)
     used = log_w.copy()
     with np.errstate(invalid="ignore"):
         for t in range(T):
-            following = guide.log_next(at)
-            logits = toy.log_probs(x[:, :t]) + following
+            log_p = toy.log_probs(x[:, :t])
+            following = guide.log_among(at, log_p >= np.log(rare)) if rare else guide.log_next(at)
+            logits = log_p + following
             total = np.logaddexp.reduce(logits, axis=1)
             row = np.arange(len(x)), x[:, t]
             log_w, log_q = log_w + total - used, log_q + logits[row] - total
@@ -126,6 +126,30 @@ def test_any_surrogate_and_any_terminal_weights_are_exact(strings: Any, seed: in
     if seed == 0:
         unweighted = 0.5 * np.abs(np.exp(log_q) - target / target.sum()).sum()
         assert unweighted > 0.3  # without weights the constraint holds, and the law is wrong
+
+
+@pytest.mark.parametrize("rare", [0.2, 1.1])
+def test_rare_tokens_may_be_guided_by_their_class(strings: Any, rare: float) -> None:
+    """Which tokens are looked at depends on the model's law: no class mean changes the target."""
+    x, lp = strings
+    guide = HMMAutomaton(random_hmm(0), RULE, T, ACCEPT)
+    log_q, log_w = proposal_and_weight(guide, x, rare)
+    found, target = np.exp(log_q + log_w), np.exp(lp) * ACCEPT[final(x)]
+    assert found.sum() == pytest.approx(P_C, rel=1e-10)
+    assert 0.5 * np.abs(found / found.sum() - target / target.sum()).sum() < 1e-10
+    at = guide.of([0, 2])
+    whole, some = (
+        guide.log_next(at),
+        guide.log_among(at, np.array([[1, 0, 0, 1, 0, 0]], dtype=bool)),
+    )
+    assert np.allclose(some[0, [0, 3]], whole[0, [0, 3]], atol=1e-12)
+    p, g = (at.phi @ guide.hmm.B)[0], np.exp(whole[0])
+    for c in np.unique(guide.dfa.of):
+        own = np.flatnonzero(guide.dfa.of == c)
+        others = np.setdiff1d(own, [0, 3])
+        mean = (p * g)[own].sum() / p[own].sum()
+        assert np.allclose(np.exp(some[0, others]), mean, atol=1e-12)
+    assert len(np.unique(guide.dfa.of)) < V  # some class has several tokens
 
 
 def test_the_guide_is_harmonic_and_its_evidence_is_that_of_the_surrogate() -> None:
@@ -191,7 +215,8 @@ def test_classes_of_tokens_equal_the_dense_sum() -> None:
         at = guide.advance(at, rng.integers(0, 300, 5))
     n = 12 - at.t - 1
     # two classes by products, and one token by itself
-    assert [len(c) for c in token_classes(dfa)[1]] == [199, 100, 1]
+    assert sorted(np.bincount(dfa.of).tolist()) == [1, 100, 199]
+    assert [part for _, part in guide.kinds.large] == [slice(0, 199), slice(199, 299)]
     to = dfa.delta[at.s]
     dense = np.einsum("nh,hv,hnv->nv", at.phi, hmm.B, guide.u[n][:, to])
     dense = np.log(dense / (at.phi @ hmm.B)) + guide.scales[n][to]
@@ -199,6 +224,10 @@ def test_classes_of_tokens_equal_the_dense_sum() -> None:
     single = HMMAutomaton(hmm._replace(B=B.astype(np.float32)), dfa, 12, dfa.terminal(lambda s: s))
     assert single.log_next(at).dtype == np.float32
     assert np.allclose(single.log_next(at), dense, atol=1e-5)
+    rows, some = np.repeat(np.arange(5), 7), rng.integers(0, 300, 35)
+    assert np.allclose(guide.log_some(at, rows, some), dense[rows, some], atol=1e-12)
+    twice = at.select(np.array([3, 1, 3, 3]))
+    assert np.allclose(guide.log_next(twice), dense[[3, 1, 3, 3]], atol=1e-12)
     for _ in range(9):  # g is an expectation of τ ≤ 9, in float32 as well
         assert (single.log_next(at) <= np.log(9) + 1e-5).all()
         at = single.advance(at, rng.integers(0, 300, 5))
@@ -327,7 +356,8 @@ def test_the_sampler_on_a_table_model() -> None:
     guide = HMMAutomaton(random_hmm(6), RULE, 4, ACCEPT)
     z = []
     for key in range(400):
-        out = guided_strings(lm, (), guide, 6, key, resample=0.8, end=EOS)
+        rare = 0.15 * (key % 2)  # half of the runs guide rare tokens by their class
+        out = guided_strings(lm, (), guide, 6, key, resample=0.8, end=EOS, rare=rare)
         assert ACCEPT[final(out.tokens)][np.isfinite(out.log_weights)].all()
         z.append(np.exp(out.log_evidence) / truth)
     assert abs(np.mean(z) - 1) < 4.9 * np.std(z) / np.sqrt(len(z))

@@ -17,7 +17,8 @@ from lmppl.inference import SMC, Enumerate, Importance, bffg, infer, tokens  # n
 from lmppl.inference.bffg import HMM, HMMAutomaton, containing, matching  # noqa: E402
 from lmppl.lm.table import TableLM  # noqa: E402
 from lmppl.testing import assert_potential_laws, assert_properly_weighted  # noqa: E402
-from lmppl.token_potentials import Lookahead  # noqa: E402
+from lmppl.token_potentials import Lookahead, Matches  # noqa: E402
+from lmppl.token_potentials.samplers import next_rows  # noqa: E402
 
 MODEL = TableLM.random(["a", "b", "ab", "<eos>"], seed=3, order=1)
 """Two tokenisations of "ab"."""
@@ -96,6 +97,24 @@ def test_the_filter_is_a_potential() -> None:
     assert assert_potential_laws(bffg.string_potential(guide(5)), MODEL, max_tokens=3) == 40
     plain = bffg.string_potential(guide(5), rule=False)
     assert assert_potential_laws(plain, MODEL) == assert_potential_laws(Lookahead(plain), MODEL)
+
+
+def test_strings_are_looked_at_together() -> None:
+    """Rows of many states are those of each: of two filters, two lengths, dead ends, products."""
+    start = bffg.string_potential(guide(5)).start(MODEL)
+    other = bffg.string_potential(guide(4, 1), rule=False).start(MODEL)
+    dfa = (~containing("ba")).over(MODEL)
+    hard = HMMAutomaton(wrong_hmm(4), dfa, 5, dfa.terminal(lambda s: s.accepts))
+    lost = bffg.string_potential(hard).start(MODEL).advance(1).advance(0)
+    assert lost.log_prefix == -np.inf
+    states = [start, start.advance(0), start.advance(0).advance(1), other.advance(2), other, lost]
+    product = bffg.string_potential(guide(5)) * Matches("[ab]{2}")
+    both = [product.start(MODEL).advance(v) for v in (0, 1, 2)]
+    for some in (states, both, [*states, *both]):
+        rows, which = next_rows([*some, some[0]])
+        assert which[-1] == 0
+        assert np.allclose(rows, [s.log_next() for s in some], atol=1e-12)
+        assert np.allclose(rows[:, [3, 1]], [s.log_next([3, 1]) for s in some], atol=1e-12)
 
 
 def test_as_a_potential_it_has_the_target_of_the_rule() -> None:
