@@ -112,12 +112,14 @@ class Forest:
 
 
 def shown(value: Any) -> str:
-    """A value as text: a string itself, anything else its `repr`, both cut when very long."""
+    """A value as text: a string itself, six digits of a fraction, anything else its `repr`; cut."""
     if isinstance(value, str):
         text = str(value)
     elif is_recorded(value):
         n = len(value["nodes"])
         return f"a graph of {n:,} {'thought' if n == 1 else 'thoughts'}"
+    elif isinstance(value, float):
+        return f"{value:.6g}"
     else:
         text = excerpt(value, LONGEST)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (cut, {len(text):,} characters)"

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmppl.errors import BadArgument
-from lmppl.inference.results.summary import answers, hashable
+from lmppl.inference.view.bands import named_answers
 from lmppl.inference.view.forest import Forest
 from lmppl.inference.view.tsne import tsne
 from lmppl.lm.load import as_models
@@ -117,13 +117,13 @@ def landscape(
             f'method must be "tsne" or "pca", got {method!r}', fix='write method="pca"'
         )
     forest = Forest() if forest is None else forest
-    table = answers(posterior)
+    table, name = named_answers(posterior)
     listed = list(table.items())[:most_answers]
     place = {v: k for k, (v, _) in enumerate(listed)}
     alive = [i for i, w in enumerate(posterior.weights) if w > 0]
     leaves = [forest.add(posterior.traces[i]) for i in alive]
     weights = posterior.weights[alive]
-    ends = np.array([place.get(hashable(posterior.traces[i].result), -1) for i in alive])
+    ends = np.array([place.get(name(posterior.traces[i].result), -1) for i in alive])
     share = np.zeros((len(alive), len(listed)))
     named = np.flatnonzero(ends >= 0)
     share[named, ends[named]] = weights[named]

@@ -14,7 +14,8 @@ import numpy as np
 
 from lmppl.graphs.genealogy import genealogy_svg
 from lmppl.html import text
-from lmppl.inference.results.summary import answers, made_by
+from lmppl.inference.results.summary import made_by
+from lmppl.inference.view.bands import in_order, named_answers
 from lmppl.inference.view.charts import (
     BLUE,
     GREEN,
@@ -86,16 +87,16 @@ def _figures(posterior: Posterior) -> str:
 
 
 def _answers(posterior: Posterior) -> str:
-    found = answers(posterior)
-    shown = list(found.items())[:ANSWERS]
+    found, name = named_answers(posterior)
+    shown = in_order(found, name)[:ANSWERS]
     body = [
         (
             text(value),
-            bar(p, found.se.get(value), colour=BLUE if k else GREEN),
+            bar(p, found.se.get(value), colour=GREEN if value == found.best else BLUE),
             f"{p:.4f}",
             "exact" if posterior.exact else f"± {number(found.se.get(value, math.nan), 2)}",
         )
-        for k, (value, p) in enumerate(shown)
+        for value, p in shown
     ]
     rest = len(found) - len(shown)
     more = ""

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmppl.graphs.thoughts.record import GraphRecord, is_recorded
-from lmppl.inference.results.summary import answers, hashable
+from lmppl.inference.view.bands import in_order, named_answers
 from lmppl.inference.view.forest import Forest, shown
 from lmppl.ledger import SiteCost
 from lmppl.text import Text
@@ -145,14 +145,14 @@ def _answers(posterior: Posterior, put: Put) -> tuple[list[list[Any]], Row]:
     """Rows of answers, and which row a trace of a weight has; -1 has none, dead ones."""
     if posterior.dead:
         return [], lambda trace, weight: -1
-    found = answers(posterior)
-    listed = list(found.items())
+    found, name = named_answers(posterior)
+    listed = in_order(found, name)
     rows = [[put(shown(v)), number(p), number(found.se.get(v, 0.0))] for v, p in listed[:ANSWERS]]
     place = {v: min(k, ANSWERS) for k, (v, _) in enumerate(listed)}
     if len(listed) > ANSWERS:
         rest = math.fsum(p for _, p in listed[ANSWERS:])
         rows.append([put(f"{len(listed) - ANSWERS:,} other answers"), number(rest), None])
-    return rows, lambda trace, w: place.get(hashable(trace.result), -1) if w > 0 else -1
+    return rows, lambda trace, w: place.get(name(trace.result), -1) if w > 0 else -1
 
 
 def _last(history: History | None, forest: Forest, row: Row) -> dict[str, Any] | None:
