@@ -224,8 +224,8 @@ def strings(V: int, states: int, Q: int, N: int, repeats: int) -> None:
 def beside_smollm2(N: int, Q: int, repeats: int) -> None:
     """The guide's part of a step in which SmolLM2 draws a token for each of N strings.
 
-    CPU seconds of this process. "guide": all strings at once, as `guided_strings` asks; "potential":
-    one by one, as `LM(potential=...)` does.
+    CPU seconds of this process. "guide": every token, as `guided_strings` asks; "rare": with
+    `rare=1e-3`; "potential": as `LM(potential=...)`; "TopK": with `sampler=TopK(50)` besides.
     """
     lm, rng = load("smollm2"), np.random.default_rng(8)
     V, laws, chance = lm.vocab_size, [TokenLaw()] * N, GumbelMax()
@@ -237,8 +237,11 @@ def beside_smollm2(N: int, Q: int, repeats: int) -> None:
 
     step()
     whole = least(step, repeats)
+    likely = np.asarray(rows.log_probs()) >= np.log(1e-3)
+    best = rows.weights(laws).proposal.largest(50)
     rows.close()
-    print(f"a step of SmolLM2, {N} strings: {whole * 1e3:.1f} ms")
+    print(f"a step of SmolLM2, {N} strings: {whole * 1e3:.1f} ms; {likely.sum() / N:.0f} tokens a string have "
+          f"1e-3; of it, bound 20 %:\n{'':33}guide{'rare':>17}{'potential':>17}{'TopK':>17}")  # fmt: skip
     dfa, drawn = rule(Q, V), rng.integers(0, V, N)
     for states, clusters in ((8, None), (32, 256), (256, 256), (512, None)):
         guide = bffg.HMMAutomaton(
@@ -247,11 +250,15 @@ def beside_smollm2(N: int, Q: int, repeats: int) -> None:
         at = guide.advance(guide.start(N), drawn)
         start = bffg.string_potential(guide).start(lm)
         trackers = [start.advance(int(v)) for v in drawn]
-        together = least(lambda: (guide.log_next(at), guide.advance(at, drawn)), repeats)  # noqa: B023
-        alone = least(lambda: next_rows(trackers), repeats)  # noqa: B023
+        ways: tuple[Callable[[], Any], ...] = (
+            lambda: (guide.log_next(at), guide.advance(at, drawn)),  # noqa: B023
+            lambda: (guide.log_among(at, likely), guide.advance(at, drawn)),  # noqa: B023
+            lambda: next_rows(trackers),  # noqa: B023
+            lambda: [t.log_next(ids.tolist()) for t, ids in zip(trackers, best, strict=True)],  # noqa: B023
+        )
         kind = f"{states} states, {f'{clusters} clusters' if clusters else 'all tokens'}"
-        print(f"    {kind:28} guide {together * 1e3:6.1f} ms, {together / whole:5.1%}; as a potential "
-              f"{alone * 1e3:6.1f} ms, {alone / whole:5.1%} (bound 20 %)")  # fmt: skip
+        times = [least(way, repeats) for way in ways]
+        print(f"    {kind:24}" + "".join(f"{t * 1e3:7.1f} ms{t / whole:7.1%}" for t in times))
 
 
 def string_toy() -> None:
