@@ -25,7 +25,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lmppl.errors import BadArgument, excerpt
+from lmppl.arguments import as_array, check_integers, check_numbers
+from lmppl.errors import BadArgument, excerpt, items_of
 from lmppl.types import Bools, Floats, Ints
 
 Steps: TypeAlias = Sequence[Ints | None]
@@ -38,8 +39,8 @@ MOST_ROWS, MOST_COLUMNS = 96, 48
 
 def _parents(steps: Steps, particles: int) -> list[Ints | None]:
     """The steps as checked integer arrays."""
-    if particles < 1:
-        raise BadArgument(f"a population has at least one particle, got {particles!r}")
+    check_integers("a genealogy", particles=particles)
+    steps = items_of(steps, "a genealogy is a list of parents", "give history.ancestors")
     found: list[Ints | None] = []
     for t, step in enumerate(steps):
         if step is None:
@@ -93,9 +94,11 @@ def coalescence_time(steps: Steps, particles: int, weights: Floats | None = None
 def _alive(weights: Floats | None, particles: int) -> Bools:
     if weights is None:
         return np.ones(particles, dtype=np.bool_)
-    w = np.asarray(weights, dtype=np.float64)
+    w = as_array("a genealogy", weights=weights)
     if w.shape != (particles,):
-        raise BadArgument(f"expected {particles} weights, got shape {w.shape}")
+        raise BadArgument(
+            f"expected {particles} weights, got shape {w.shape}", fix="give one per particle"
+        )
     return np.asarray(w > 0)
 
 
@@ -136,7 +139,9 @@ def genealogy_svg(
     as thick as the weight they carry; lines that died out are grey. Large runs are thinned: columns
     are left out (lines between the kept ones are exact), neighbouring particles share a row.
     """
-    w = np.full(particles, 1.0) if weights is None else np.asarray(weights, dtype=np.float64)
+    check_numbers("genealogy_svg", above=0.0, width=width, height=height)
+    final = ancestors(steps, particles)
+    w = np.full(particles, 1.0) if weights is None else as_array("genealogy_svg", weights=weights)
     alive = _alive(w, particles)
     w = w / w.sum() if alive.any() else w
     # populations 0, just after each resampling, and the last one
@@ -144,7 +149,6 @@ def genealogy_svg(
     if len(times) > MOST_COLUMNS:
         keep = np.linspace(0, len(times) - 1, MOST_COLUMNS).round().astype(int)
         times = [times[k] for k in keep]
-    final = ancestors(steps, particles)
     rows = min(particles, MOST_ROWS)
     radius = 2.5 if rows <= 48 else 1.5
     left, right, top, bottom = 8.0, 22.0, 8.0, 20.0

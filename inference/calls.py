@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
+from lmppl.arguments import check_seed
 from lmppl.context import local
 from lmppl.eager import EagerContext
 from lmppl.errors import BadArgument, LmpplWarning, excerpt
 from lmppl.inference.base import Engine
-from lmppl.inference.checks import check_call, check_capabilities, check_conditions
+from lmppl.inference.checks import (
+    check_call,
+    check_capabilities,
+    check_conditions,
+    unused_params,
+)
 from lmppl.inference.machine.nested import (
     inherited,
     run_alone,
@@ -270,11 +275,10 @@ def _prepare(
             "program go into kwargs={...}",
         )
     o = {**OPTIONS, **options}
-    engine, seed, kwargs = o["engine"], o["seed"], as_kwargs(o["kwargs"])
+    engine, kwargs = o["engine"], as_kwargs(o["kwargs"])
     check_program(program)
     engine = as_engine(engine)
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise BadArgument(f"seed must be an integer, got {seed!r}", fix="write seed=0")
+    seed = check_seed(o["seed"])
     for name in ("observations", "params"):
         given = o[name]
         if not (given is None or isinstance(given, Mapping)):
@@ -299,7 +303,7 @@ def _prepare(
         check_capabilities(engine, program, name, found)
         return found
 
-    key = fold(0, "seed", int(seed))
+    key = fold(0, "seed", seed)
     asked = 0 if question is None else question
     identity = asked if isinstance(asked, (int, str)) else str(asked)
     if root:
@@ -323,7 +327,7 @@ def _prepare(
         machine.launch.handlers = tuple(local.ambient)
     machine.launch.models = models
     machine.launch.chance = None if isinstance(answers, Argmax) else answers
-    return _checked(engine, machine, o["on_dead"], int(seed)), answers
+    return _checked(engine, machine, o["on_dead"], seed), answers
 
 
 def _checked(engine: Engine, machine: Machine, on_dead: str, seed: int) -> Jobs:
@@ -340,4 +344,7 @@ def _checked(engine: Engine, machine: Machine, on_dead: str, seed: int) -> Jobs:
             raise machine.all_dead(len(posterior))
         return posterior
     check_conditions(machine)
+    for text in unused_params(machine, posterior):
+        posterior.warnings.append(text)
+        warnings.warn(text, LmpplWarning, stacklevel=2)
     return posterior

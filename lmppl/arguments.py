@@ -12,10 +12,15 @@ names, and raises `BadArgument` with the first that does not fit, what it was an
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from lmppl.errors import BadArgument, excerpt
+from lmppl.types import Floats
 
 
 def check_integers(caller: str, least: int = 1, /, **arguments: Any) -> None:
@@ -108,6 +113,57 @@ def as_numbers(caller: str, /, **arguments: Any) -> tuple[float, ...]:
     for number in numbers:
         check_numbers(caller, **{name: number})
     return numbers
+
+
+def check_instances(caller: str, kind: Any, what: str, /, **arguments: Any) -> None:
+    """Values of a class, which messages call `what`."""
+    for name, value in arguments.items():
+        if not isinstance(value, kind):
+            raise _wrong(caller, name, what, value, f"give {what}")
+
+
+def check_mapping(caller: str, /, **arguments: Any) -> None:
+    """Mappings from name to value, or None."""
+    for name, value in arguments.items():
+        if not (value is None or isinstance(value, Mapping)):
+            what = "a mapping from name to value"
+            raise _wrong(caller, name, what, value, f'write {name}={{"name": value}}')
+
+
+def check_path(caller: str, path: Any) -> None:
+    """The path of a file."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise _wrong(caller, "path", "the path of a file", path, 'write path="out/name"')
+
+
+def check_seed(seed: Any) -> int:
+    """The integer of a seed, of Python or numpy."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise BadArgument(f"seed must be an integer, got {excerpt(seed, 40)}", fix="write seed=0")
+    return int(seed)
+
+
+def as_number(caller: str, /, **arguments: Any) -> float:
+    """The number of one argument, whatever its class; nan is none."""
+    ((name, value),) = arguments.items()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise _wrong(caller, name, "a number", value, f"give {name}=0.5")
+    return number
+
+
+def as_array(caller: str, /, **arguments: Any) -> Floats:
+    """The array of one argument, of numbers."""
+    ((name, value),) = arguments.items()
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise _wrong(
+            caller, name, "an array of numbers", value, f"write {name}=[0.5, 0.5]"
+        ) from None
 
 
 def _wrong(caller: str, name: str, what: str, value: Any, fix: str) -> BadArgument:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.arguments import as_array, check_instances, check_mapping
 from lmppl.distributions import Categorical
-from lmppl.errors import BadArgument, GraphError, excerpt
+from lmppl.errors import BadArgument, GraphError, excerpt, items_of
 from lmppl.graphs.factors.elimination import MOST_ENTRIES, CliqueTree
 from lmppl.graphs.factors.factor import Factor, FactorGraph
 from lmppl.primitives import sample
@@ -44,7 +45,11 @@ class Variable:
         self, name: str, values: Sequence[Any], table: Any, parents: Sequence[str] = ()
     ) -> None:
         """Check that every row is a law."""
-        p = np.array(table, dtype=np.float64)
+        check_instances("Variable", str, "a text", name=name)
+        fix = f'write Variable({name!r}, ["no", "yes"], [0.8, 0.2])'
+        values = items_of(values, f"the values of {name!r} must be a list", fix)
+        parents = items_of(parents, f"the parents of {name!r} must be a list of names", fix)
+        p = as_array("Variable", table=table).copy()
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "values", tuple(values))
         object.__setattr__(self, "table", p)
@@ -84,9 +89,13 @@ class BayesNet:
     def __post_init__(self) -> None:
         """Check the order and the shapes."""
         known: dict[str, Variable] = {}
-        for v in self.variables:
+        fix = "write BayesNet([Variable(...), Variable(...)])"
+        for v in items_of(self.variables, "a network is a list of variables", fix):
+            check_instances("BayesNet", Variable, "a Variable", variable=v)
             if v.name in known:
-                raise GraphError(f"two variables are called {v.name!r}")
+                raise GraphError(
+                    f"two variables are called {v.name!r}", fix="give each a name of its own"
+                )
             missing = [p for p in v.parents if p not in known]
             if missing:
                 raise GraphError(
@@ -97,16 +106,18 @@ class BayesNet:
             want = tuple(len(known[p].values) for p in v.parents)
             if v.table.shape[:-1] != want:
                 raise BadArgument(
-                    f"the table of {v.name!r} has {v.table.shape[:-1]} rows, its parents {want} values"
+                    f"the table of {v.name!r} has {v.table.shape[:-1]} rows, its parents {want} values",
+                    fix="give a row per value of each parent",
                 )
             known[v.name] = v
         object.__setattr__(self, "_by_name", known)
 
     def __getitem__(self, name: str) -> Variable:
         """The variable of a name."""
-        if name not in self._by_name:
+        if not isinstance(name, str) or name not in self._by_name:
             raise BadArgument(
-                f"the network has no variable {name!r}", fix=f"it has {', '.join(self._by_name)}"
+                f"the network has no variable {excerpt(name)}",
+                fix=f"it has {', '.join(self._by_name)}",
             )
         return self._by_name[name]
 
@@ -127,11 +138,16 @@ class BayesNet:
             BadArgument: what is given has probability zero.
             TooWide: the tables on the way are too large.
         """
+        check_mapping("query", given=given)
         evidence = dict(given or {})
         variable = self[of]
         tree = CliqueTree(self.factors().given(evidence), most=most)
         if not np.isfinite(tree.log_z):
-            raise BadArgument("what is given has probability zero", value=excerpt(evidence))
+            raise BadArgument(
+                "what is given has probability zero",
+                value=excerpt(evidence),
+                fix="give values that can occur together",
+            )
         if of in evidence:
             return {v: float(v == evidence[of]) for v in variable.values}
         return dict(zip(variable.values, tree.marginal(of).tolist(), strict=True))

@@ -24,17 +24,35 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.errors import LmpplError
+from lmppl.arguments import check_instances, check_integers, check_seed
+from lmppl.errors import BadArgument, LmpplError, excerpt, items_of
 from lmppl.graphs.factors.factor import Factor, FactorGraph, maximum, normalized, product, summed
 from lmppl.random import Chance, GumbelMax, draw, fold
 from lmppl.types import Floats
 
 MOST_ENTRIES = 1 << 22
 """The largest table that is made: 32 MB."""
+ORDER = (
+    "an order of elimination names every variable once",
+    'write order=["a", "b"], or leave it out',
+)
 
 
 class TooWide(LmpplError):
     """The largest clique of an elimination has too many entries."""
+
+
+def _too_wide(what: str, entries: int, most: int) -> TooWide:
+    return TooWide(
+        f"{what} has {entries:,} entries",
+        why=f"at most {most:,} are allowed, and the cost grows with it",
+        fix="use loopy propagation, another engine, or a larger most=",
+    )
+
+
+def _check(caller: str, graph: Any, most: Any) -> None:
+    check_instances(caller, FactorGraph, "a FactorGraph", graph=graph)
+    check_integers(caller, most=most)
 
 
 def elimination_order(
@@ -128,17 +146,16 @@ class CliqueTree:
         most: int = MOST_ENTRIES,
     ) -> None:
         """Pass messages from the first clique to the last."""
+        _check("CliqueTree", graph, most)
         self.graph = graph
         sizes = graph.sizes
         scopes = [f.scope for f in graph.factors]
         found, widest = elimination_order(scopes, sizes)
-        self.order = list(order) if order is not None else found
+        self.order = found if order is None else items_of(order, *ORDER)
+        if order is not None and sorted(self.order, key=repr) != sorted(sizes, key=repr):
+            raise BadArgument(ORDER[0], value=excerpt(self.order), fix=ORDER[1])
         if order is None and widest > most:
-            raise TooWide(
-                f"the largest clique of the graph has {widest:,} entries",
-                why=f"at most {most:,} are allowed, and the cost grows with it",
-                fix="use loopy propagation, another engine, or a larger most=",
-            )
+            raise _too_wide("the largest clique of the graph", widest, most)
         place = {v: i for i, v in enumerate(self.order)}
         buckets: list[list[Factor]] = [[] for _ in self.order]
         self.constant: list[float] = []
@@ -149,7 +166,7 @@ class CliqueTree:
             rest = sorted({u for f in bucket for u in f.scope} - {v}, key=place.__getitem__)
             entries = sizes[v] * math.prod(sizes[u] for u in rest)
             if entries > most:
-                raise TooWide(f"the clique of {v!r} has {entries:,} entries, more than {most:,}")
+                raise _too_wide(f"the clique of {v!r}", entries, most)
             table = product(bucket, (v, *rest), sizes)
             message = summed(table, (v,))
             self.cliques.append(_Clique(v, table, message))
@@ -200,6 +217,7 @@ class CliqueTree:
 
     def marginal(self, name: str) -> Floats:
         """P(name = its k-th value) [K]; zeros when nothing has mass."""
+        self.graph.values(name)
         belief = self.beliefs[name]
         if self.log_z == -math.inf:
             return np.zeros(self.graph.sizes[name])
@@ -207,6 +225,11 @@ class CliqueTree:
 
     def joint(self, names: Sequence[str]) -> Floats:
         """P over several variables, an axis each."""
+        names = items_of(
+            names, "the joint is of a list of variables", 'write tree.joint(["a", "b"])'
+        )
+        for name in names:
+            self.graph.values(name)
         if self.log_z == -math.inf:
             return np.zeros([self.graph.sizes[v] for v in names])
         for belief in self.beliefs.values():
@@ -220,13 +243,15 @@ class CliqueTree:
 
     def draw(self, key: int, chance: Chance | None = None) -> dict[str, Any]:
         """One exact joint draw, backwards along the order, as a function of the key."""
-        return self._backward(
-            lambda v, row: draw(chance or GumbelMax(), fold(key, "eliminated", v), row)
-        )
+        own = fold(check_seed(key), "eliminated")
+        return self._backward(lambda v, row: draw(chance or GumbelMax(), fold(own, v), row))
 
     def _backward(self, pick: Any) -> dict[str, Any]:
         if self.log_z == -math.inf:
-            raise LmpplError("nothing can be drawn: every assignment has probability zero")
+            raise LmpplError(
+                "nothing can be drawn: every assignment has probability zero",
+                fix="look at tree.log_z first; it is -inf",
+            )
         at: dict[str, int] = {}
         for c in reversed(self.cliques):
             row = c.table.given({u: at[u] for u in c.table.scope[1:]}).table
@@ -250,12 +275,16 @@ def eliminate(
     >>> eliminate(graph, ["a"])[0].table.round(4).tolist()
     [0.6931, 0.6931]
     """
+    _check("eliminate", graph, most)
+    keep = items_of(keep, "eliminate keeps a list of variables", 'write eliminate(graph, ["a"])')
+    for name in keep:
+        graph.values(name)
     sizes = graph.sizes
     order, widest = elimination_order(
         [*(f.scope for f in graph.factors), tuple(keep)], sizes, last=keep
     )
     if widest > most:
-        raise TooWide(f"the largest clique has {widest:,} entries, more than {most:,}")
+        raise _too_wide("the largest clique", widest, most)
     live = list(graph.factors)
     for v in order[: len(order) - len(keep)]:
         mine = [f for f in live if v in f.scope]
@@ -267,10 +296,11 @@ def eliminate(
 
 def most_probable(graph: FactorGraph, *, most: int = MOST_ENTRIES) -> tuple[dict[str, Any], float]:
     """The assignment of the largest product, and its log (Viterbi on a chain)."""
+    _check("most_probable", graph, most)
     sizes = graph.sizes
     order, widest = elimination_order([f.scope for f in graph.factors], sizes)
     if widest > most:
-        raise TooWide(f"the largest clique has {widest:,} entries, more than {most:,}")
+        raise _too_wide("the largest clique", widest, most)
     live = list(graph.factors)
     tables: list[tuple[str, Factor]] = []
     for v in order:

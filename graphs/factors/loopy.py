@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.errors import BadArgument
+from lmppl.arguments import check_instances, check_integers, check_numbers
 from lmppl.graphs.factors.factor import Factor, FactorGraph, normalized
 from lmppl.random import Chance, draw, fold
 from lmppl.types import Floats, Key
@@ -62,11 +62,10 @@ def propagate(
     >>> round(found.log_z, 4), found.tree
     (2.0064, True)
     """
-    if not 0.0 <= damping < 1.0 or iterations < 1:
-        raise BadArgument(
-            f"propagate needs iterations ≥ 1 and 0 ≤ damping < 1, got {iterations} and {damping}",
-            fix="write propagate(graph, iterations=200, damping=0.5)",
-        )
+    check_instances("propagate", FactorGraph, "a FactorGraph", graph=graph)
+    check_integers("propagate", iterations=iterations)
+    check_numbers("propagate", 0.0, below=1.0, damping=damping)
+    check_numbers("propagate", 0.0, infinite=True, tolerance=tolerance)
     sizes = graph.sizes
     tables = graph.factors
     near: dict[str, list[int]] = {v: [] for v in sizes}

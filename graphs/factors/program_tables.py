@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from lmppl.arguments import check_integers, check_mapping, check_seed
 from lmppl.errors import LmpplError
 from lmppl.graphs.factors.elimination import MOST_ENTRIES, CliqueTree, TooWide
 from lmppl.graphs.factors.factor import Factor, FactorGraph
 from lmppl.graphs.structure.scopes import RESULT, Id, Program, Run, Scopes, identity
 from lmppl.ledger import Ledger
+from lmppl.program import check_program
 from lmppl.weights import NEG_INF, check_log_weight
 
 MOST_SETTINGS = 20_000
@@ -113,8 +115,12 @@ def tables_of(
     >>> found.scopes["wet"], round(math.exp(CliqueTree(found.graph).log_z), 5), found.proven
     (('rain', 'sprinkler'), 0.5196, True)
     """
+    check_program(program)
+    check_mapping("tables_of", observations=observations, kwargs=kwargs)
+    check_integers("tables_of", probes=probes)
+    check_integers("tables_of", 0, exhaustive=exhaustive)
     source = Program(program, args, kwargs, lm, observations)
-    return tables_from(source, probes=probes, exhaustive=exhaustive, seed=seed)
+    return tables_from(source, probes=probes, exhaustive=exhaustive, seed=check_seed(seed))
 
 
 def tables_from(source: Program, *, probes: int, exhaustive: int, seed: int) -> Tables:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Any, cast
 
-from lmppl.errors import BadArgument
+from lmppl.arguments import check_instances
+from lmppl.errors import BadArgument, excerpt
 
 GIVEN = ("observed", "factor", "param")
 """Kinds that are conditioned on in every posterior."""
@@ -20,6 +21,7 @@ Node = Hashable
 
 def _nodes(graph: Any, nodes: Node | Iterable[Node]) -> set[Node]:
     """One node or several, all of them in the graph."""
+    check_graph("d-separation", graph)
     if isinstance(nodes, str) or not isinstance(nodes, Iterable) or _is_node(graph, nodes):
         found: set[Node] = {cast(Node, nodes)}
     else:
@@ -39,6 +41,17 @@ def _is_node(graph: Any, value: Any) -> bool:
         return False
 
 
+def check_graph(caller: str, graph: Any) -> None:
+    """A directed graph of networkx.
+
+    Raises:
+        BadArgument: it is something else.
+    """
+    import networkx
+
+    check_instances(caller, networkx.DiGraph, "a networkx.DiGraph", graph=graph)
+
+
 def markov_blanket(graph: Any, node: Node) -> set[Node]:
     """Parents, children and the children's other parents: given these, no other site matters.
 
@@ -46,7 +59,10 @@ def markov_blanket(graph: Any, node: Node) -> set[Node]:
     >>> sorted(markov_blanket(networkx.DiGraph([("a", "b"), ("b", "c"), ("d", "c"), ("c", "e")]), "b"))
     ['a', 'c', 'd']
     """
-    _nodes(graph, node)
+    if len(_nodes(graph, node)) != 1 or not _is_node(graph, node):
+        raise BadArgument(
+            f"a blanket is of one node, got {excerpt(node)}", fix='write markov_blanket(graph, "x")'
+        )
     blanket = set(graph.predecessors(node))
     for child in graph.successors(node):
         blanket |= {child, *graph.predecessors(child)}
@@ -96,7 +112,7 @@ def d_separated(
         raise BadArgument(
             f"{next(iter(left & right))!r} stands on both sides", fix="give disjoint sets of sites"
         )
-    asked = _nodes(graph, given) if given != () else set()
+    asked = _nodes(graph, given)
     if asked & (left | right):
         raise BadArgument(
             f"{next(iter(asked & (left | right)))!r} is asked about and given",

@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lmppl.arguments import check_mapping
 from lmppl.distributions import Distribution, fingerprint_of
 from lmppl.errors import BadArgument, GraphError, excerpt
 from lmppl.graphs.structure.replays import (
@@ -25,6 +26,7 @@ from lmppl.graphs.structure.replays import (
     Held,
     Replay,
     constants_of,
+    listed,
     others,
     prompt_of,
 )
@@ -80,6 +82,7 @@ def graph_of(
     """
     import networkx
 
+    check_mapping("graph_of", observations=observations, kwargs=kwargs)
     fn = condition(program, dict(observations)) if observations else program
     found = networkx.DiGraph(returns=[], untested=[], plates={}, program=_name(program), work=0)
     call = (fn, args, dict(kwargs or {}))
@@ -97,12 +100,16 @@ def graph_of(
         contexts = CONTEXTS if not seen else 1
         seen.add(frozenset(base.events))
         _vary_all(found, base, bases, call, hints)
-        for _ in range(contexts):
+        settings = [
+            *_alike(base),
+            *(
+                {a: chance.choice([e.value, *others(e, hints)]) for a, e in base.events.items()}
+                for _ in range(contexts)
+            ),
+        ]
+        for values in settings:
             if found.graph["work"] > MOST_WORK:
                 break
-            values = {
-                a: chance.choice([e.value, *others(e, hints)]) for a, e in base.events.items()
-            }
             there = _attempt(Held(values), call)
             if there.raised is None:
                 _vary_all(found, there, bases, call, hints)
@@ -114,6 +121,14 @@ def graph_of(
             fix="give the branches sites of different names",
         )
     return found
+
+
+def _alike(base: Replay) -> list[dict[str, Any]]:
+    """A setting with equal texts, if there are several: whether they agree shows nowhere else."""
+    drawn = [e for e in base.events.values() if e.op == "sample" and isinstance(e.value, str)]
+    free = [e for e in drawn if listed(e.law) is None]
+    values = {a: e.value for a, e in base.events.items()}
+    return [values | {e.address: free[0].value for e in free}] if len(free) > 1 else []
 
 
 def _attempt(held: Held, call: tuple[Any, ...]) -> Replay:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmppl.arguments import check_instances, check_mapping
 from lmppl.context import local
 from lmppl.distributions import fingerprint_of
 from lmppl.errors import BadArgument, UnusedCondition
@@ -78,6 +79,7 @@ class LogJoint:
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Score nothing yet."""
+        check_mapping("LogJoint", observations=observations, kwargs=kwargs)
         self.program = condition(program, dict(observations)) if observations else program
         self.args, self.kwargs = args, dict(kwargs or {})
         self.models = {**local.models, **as_models(lm)}
@@ -94,6 +96,7 @@ class LogJoint:
             BadArgument: a site has no value, for one that exists only since the change.
             UnusedCondition: a value for a site that the program does not have.
         """
+        check_instances("LogJoint.set", Mapping, "a mapping from site to value", values=values)
         given = {**self.values, **values}
         run = Replay(lambda message: self._value(message, given), self.models)
         run.attempt(self.program, self.args, self.kwargs)

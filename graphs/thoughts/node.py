@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument, GraphError, LmpplError, excerpt, items_of
 from lmppl.frames import is_async
 from lmppl.values import FrozenDict, freeze
@@ -121,7 +122,7 @@ class Node:
             raise GraphError(f"node {name!r} is its own parent", fix="a retry is retries=1")
         if len(set(parents)) < len(parents):
             twice = next(p for p in parents if parents.count(p) > 1)
-            raise GraphError(f"node {name!r} names its parent {twice!r} twice")
+            raise GraphError(f"node {name!r} names its parent {twice!r} twice", fix="name it once")
         if (self.fn is None) == (self.accept is None):
             raise BadArgument(f"node {name!r} needs a function, or accept for a choice", fix=fix)
         for what in (self.fn, self.replan, self.accept):
@@ -131,13 +132,11 @@ class Node:
                     value=excerpt(what),
                     fix=fix,
                 )
-        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
-            raise BadArgument(
-                f"node {name!r}: retries must be a non-negative integer, got {self.retries!r}"
-            )
+        check_integers(f"node {name!r}", 0, retries=self.retries)
         if self.on_failure not in ("raise", "skip"):
             raise BadArgument(
-                f'node {name!r}: on_failure must be "raise" or "skip", got {self.on_failure!r}'
+                f'node {name!r}: on_failure must be "raise" or "skip", got {self.on_failure!r}',
+                fix='write on_failure="skip": this node fails, and those that need it',
             )
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from lmppl.arguments import check_instances
 from lmppl.errors import BadArgument, GraphError, excerpt
 
 FORMAT = "thoughts"
@@ -81,7 +82,8 @@ class GraphRecord:
         for found in self.nodes:
             if found.id == node:
                 return found
-        raise KeyError(node)
+        known = excerpt([n.id for n in self.nodes])
+        raise BadArgument(f"the graph has no node {excerpt(node)}", fix=f"its nodes are: {known}")
 
     @property
     def edges(self) -> tuple[tuple[str, str], ...]:
@@ -90,6 +92,7 @@ class GraphRecord:
 
     def total(self, weight: Weight) -> float:
         """Σ weight over the nodes."""
+        check_instances("total", Callable, "a function of a node", weight=weight)
         return sum(weight(n) for n in self.nodes)
 
     def critical_path(self, weight: Weight) -> tuple[str, ...]:
@@ -105,6 +108,7 @@ class GraphRecord:
 
     def critical(self, weight: Weight) -> float:
         """The weight of the heaviest path."""
+        check_instances("critical", Callable, "a function of a node", weight=weight)
         return max(_longest(self.nodes, weight)[0].values(), default=0.0)
 
     @property
@@ -170,7 +174,7 @@ class GraphRecord:
         try:
             nodes = tuple(_node(n) for n in value["nodes"])
             return cls(str(value["name"]), nodes)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise BadArgument(
                 "this is no recorded thought graph",
                 value=excerpt(value),

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from lmppl.arguments import check_integers
+from lmppl.arguments import as_number, check_functions, check_integers, check_seed
 from lmppl.errors import BadArgument, excerpt
 from lmppl.inference.results.estimates import Marginal
 from lmppl.inference.results.posterior import Posterior
@@ -83,7 +83,7 @@ def decide(answers: Answers, by: str = "vote", **options: Any) -> Decision:
     >>> decide({"a": 0.6, "b": 0.4}, "vote").risk
     0.4
     """
-    if by not in DECISIONS:
+    if not isinstance(by, str) or by not in DECISIONS:
         raise BadArgument(
             f"there is no decision {excerpt(by)}",
             fix=f"they are {', '.join(DECISIONS)}; merge(...) is in lmppl.inference.results.merging",
@@ -119,7 +119,8 @@ def sample(answers: Answers, *, seed: int = 0, **classes: Any) -> Decision:
     """A class with probability its mass: the decision that keeps the law."""
     t = tally(answers, **classes)
     with np.errstate(divide="ignore"):
-        pick = draw(GumbelMax(), fold(0, "decision", "sample", seed), np.log(np.array(t.mass)))
+        key = fold(0, "decision", "sample", check_seed(seed))
+        pick = draw(GumbelMax(), key, np.log(np.array(t.mass)))
     return _decision(t, pick, "sample")
 
 
@@ -154,14 +155,12 @@ def argmax(
     elif score == "joint":
         scores = [answers.traces[i].log_joint for i in alive]
     elif callable(score):
-        scores = [float(score(answers.traces[i])) for i in alive]
+        scores = [as_number("argmax", score=score(answers.traces[i])) for i in alive]
     else:
         raise BadArgument(
             f'the score of argmax must be "weight", "joint" or a function, got {excerpt(score)}',
             fix='write argmax(posterior, score="joint")',
         )
-    if any(math.isnan(s) for s in scores):
-        raise BadArgument("a score of argmax is nan", fix="give every trace a number")
     top = max(scores)
     best = sorted({t.of[i] for i, s in zip(alive, scores, strict=True) if s >= top - TIE})
     pick, tied = _drawn(best, "argmax", seed)
@@ -196,13 +195,16 @@ def minimum_risk(
             "minimum_risk needs a loss or a similarity, and not both",
             fix="write minimum_risk(posterior, loss=lambda given, true: abs(given - true))",
         )
+    check_functions("minimum_risk", loss=loss, similarity=similarity)
     t = tally(answers, **classes)
+    if most is not None:
+        check_integers("minimum_risk", most=most)
     candidates = range(len(t) if most is None else min(most, len(t)))
+    fn, sign = (loss, 1.0) if loss is not None else (similarity, -1.0)
 
     def cost(a: int, b: int) -> float:
-        if loss is not None:
-            return float(loss(t.answers[a], t.answers[b]))
-        return -float(similarity(t.answers[a], t.answers[b])) if similarity is not None else 0.0
+        found = None if fn is None else fn(t.answers[a], t.answers[b])
+        return sign * as_number("minimum_risk", loss=found)
 
     costs = {a: [cost(a, b) for b in range(len(t))] for a in candidates}
     risks = {a: math.fsum(m * c for m, c in zip(t.mass, costs[a], strict=True)) for a in candidates}
@@ -210,7 +212,9 @@ def minimum_risk(
     near = TIE * max(1.0, abs(low))
     pick, tied = _drawn([a for a in candidates if risks[a] <= low + near], "minimum_risk", seed)
     se = math.nan
-    if isinstance(answers, Posterior):
+    if not math.isfinite(risks[pick]):
+        pass  # a loss may be infinite: then nothing is known of its error
+    elif isinstance(answers, Posterior):
         se = _risk_error(answers, t, costs[pick], risks[pick])
     elif not isinstance(answers, Mapping):
         n = sum(t.counts)
@@ -253,7 +257,7 @@ def _drawn(best: Sequence[int], by: str, seed: int) -> tuple[int, int]:
     """One of the best, and how many there are; classes stand in a canonical order."""
     if len(best) == 1:
         return best[0], 1
-    at = draw(GumbelMax(), fold(0, "decision", by, seed), [0.0] * len(best))
+    at = draw(GumbelMax(), fold(0, "decision", by, check_seed(seed)), [0.0] * len(best))
     return best[at], len(best)
 
 

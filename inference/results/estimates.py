@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lmppl.arguments import as_number, check_instances
+
 
 class Estimate(NamedTuple):
     """A number with its standard error."""
@@ -50,8 +52,9 @@ class Marginal(dict[Any, float]):
         >>> Marginal({"a": 0.75, "b": 0.25}, {}).total_variation({"a": 0.5, "c": 0.5})
         0.5
         """
-        values = {*self, *other}
-        return 0.5 * math.fsum(abs(self.get(v, 0.0) - other.get(v, 0.0)) for v in values)
+        check_instances("total_variation", Mapping, "a mapping from value to P", other=other)
+        q = {v: as_number("total_variation", P=p) for v, p in other.items()}
+        return 0.5 * math.fsum(abs(self.get(v, 0.0) - q.get(v, 0.0)) for v in {*self, *q})
 
     def __str__(self) -> str:
         rows = [f"{p:7.4f} ± {self.se.get(v, math.nan):.4f}  {v!r:.80}" for v, p in self.items()]

@@ -40,7 +40,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from lmppl.arguments import check_integers
+from lmppl.arguments import check_integers, check_path, check_seed
 from lmppl.errors import BadArgument
 from lmppl.plainjson import dump
 from lmppl.random import fold, uniform, uniforms
@@ -176,12 +176,13 @@ def to_netcdf(
     posterior: Posterior, path: str | os.PathLike[str], draws: int | None = None, seed: int = 0
 ) -> None:
     """Write `to_arviz(posterior)` as netCDF; `xarray.open_datatree(path)` reads it."""
+    check_path("to_netcdf", path)
     to_arviz(posterior, draws, seed).to_netcdf(os.fspath(path), engine="h5netcdf")
 
 
 def _resample(posterior: Posterior, draws: int, seed: int) -> Ints:
     """Particles of equally weighted draws: systematic, in an order that says nothing."""
-    key = fold(0, "arviz", seed)
+    key = fold(0, "arviz", check_seed(seed))
     edges = np.cumsum(posterior.weights)
     points = (np.arange(draws) + uniform(key)) / draws * edges[-1]
     last = int(np.flatnonzero(posterior.weights > 0)[-1])

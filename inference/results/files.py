@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from lmppl.arguments import check_path
 from lmppl.atomic import write_atomic
 from lmppl.errors import BadArgument, DataError, excerpt
 from lmppl.inference.results.encoding import decode, decode_entry, encode, encode_entry
@@ -123,6 +124,7 @@ def save(posterior: Posterior, path: str | os.PathLike[str], *, opaque: bool = F
         BadArgument: a value that cannot be written; names its site.
         DataError: the file cannot be written.
     """
+    check_path("save", path)
 
     def lines() -> Iterator[bytes]:
         crc = 0
@@ -144,6 +146,7 @@ def load(path: str | os.PathLike[str]) -> Posterior:
     Raises:
         DataError: no such file, no such format, a later version, or damage; says where.
     """
+    check_path("load", path)
     name = os.fspath(path)
     try:
         file = open(path, "rb")  # noqa: SIM115

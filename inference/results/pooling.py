@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmppl.errors import BadArgument
+from lmppl.arguments import check_instances
+from lmppl.errors import BadArgument, items_of
 from lmppl.inference.results.posterior import Posterior
 from lmppl.inference.search.found import Found
 from lmppl.ledger import Ledger
@@ -32,8 +33,12 @@ def pool(posteriors: Sequence[Posterior]) -> Posterior:
     >>> len(pool([infer(coin, engine=Importance(3), seed=s) for s in range(4)]))
     12
     """
+    fix = "write pool([posterior, another])"
+    posteriors = items_of(posteriors, "pool takes a list of posteriors", fix)
     if not posteriors:
-        raise BadArgument("there is no posterior to pool")
+        raise BadArgument("there is no posterior to pool", fix=fix)
+    for one in posteriors:
+        check_instances("pool", Posterior, "a posterior", run=one)
     if any(isinstance(p, Found) or math.isnan(p.log_evidence) for p in posteriors):
         raise BadArgument(
             "a search, or a run without evidence, cannot be pooled",
@@ -44,6 +49,7 @@ def pool(posteriors: Sequence[Posterior]) -> Posterior:
         raise BadArgument(
             "an exact posterior cannot be pooled",
             why="it was enumerated, so that another one adds nothing",
+            fix="take one of them",
         )
     sizes = [len(p) for p in posteriors]
     total = sum(sizes)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from lmppl.arguments import as_array, check_integers, check_numbers, check_seed
+from lmppl.arguments import as_array, check_integers, check_numbers, check_path, check_seed
 from lmppl.errors import AllParticlesDead, BadArgument, excerpt, items_of
 from lmppl.inference.results.estimates import Estimate, Interval, Marginal
 from lmppl.inference.results.history import History
@@ -302,6 +302,7 @@ class Posterior:
         """Write everything about it as one HTML file; see `lmppl.inference.view.page`."""
         from lmppl.inference.view.page import write_report
 
+        check_path("report", path)
         return write_report(self, path, **options)
 
     @classmethod

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmppl.arguments import as_array, check_functions
 from lmppl.errors import BadArgument, excerpt
 from lmppl.inference.results.estimates import Marginal
 from lmppl.inference.results.posterior import Posterior
@@ -93,6 +94,7 @@ def tally(
     """
     if key is not None and same is not None:
         raise BadArgument("key and same are two ways to say one thing", fix="give one of them")
+    check_functions("tally", key=key, same=same, keep=keep)
     source = _source(answers, of)
     w = source.weights
     kept = [
@@ -103,6 +105,7 @@ def tally(
             "there is no answer to decide between",
             value=excerpt(source.values[:5]),
             why="all were refused by keep, or there were none",
+            fix="give answers that keep accepts",
         )
     total = math.fsum(w[kept].tolist())
     distinct: dict[Any, list[int]] = {}
@@ -147,20 +150,27 @@ def _source(answers: Any, of: Any) -> _Source:
         answers._alive()
         return _Source(answers.values(of), answers.weights, answers.eves, {}, answers.exact)
     if of is not None:
-        raise BadArgument("of names a part of a trace: it needs a posterior", value=excerpt(of))
+        raise BadArgument(
+            "of names a part of a trace: it needs a posterior",
+            value=excerpt(of),
+            fix="leave it out: these answers have no traces",
+        )
     if isinstance(answers, Mapping):
         values = list(answers)
-        w = np.array([float(answers[v]) for v in values])
-        if not (np.isfinite(w).all() and (w >= 0.0).all() and w.sum() > 0.0):
+        w = as_array("tally", weights=list(answers.values()))
+        fine = w.ndim == 1 and np.isfinite(w).all() and (w >= 0.0).all() and w.sum() > 0.0
+        if not fine:
             raise BadArgument(
                 "weights of answers must be finite, not negative, and not all zero",
                 value=excerpt(dict(answers)),
+                fix='give a mapping such as {"a": 0.75, "b": 0.25}',
             )
         return _Source(values, w / w.sum(), None, getattr(answers, "se", {}), False)
     if isinstance(answers, str) or not isinstance(answers, Sequence):
         raise BadArgument(
             f"answers must be a posterior, a mapping or a list, got {type(answers).__name__}",
             value=excerpt(answers),
+            fix='give infer(...), {"a": 0.75, "b": 0.25} or ["a", "a", "b"]',
         )
     n = len(answers)
     return _Source(list(answers), np.full(n, 1.0 / max(n, 1)), np.arange(n), {}, False)

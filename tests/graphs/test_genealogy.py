@@ -98,7 +98,7 @@ def test_a_run_without_steps_is_its_own_ancestor() -> None:
         ([np.array([0.0, 1.0])], 2, "not 2 integers"),
         ([None, np.array([0, 2])], 2, "barrier 1 is no particle"),
         ([np.array([0, -1])], 2, "no particle"),
-        ([], 0, "at least one"),
+        ([], 0, "must be a positive integer"),
     ],
 )
 def test_bad_parents_are_named(steps: list[Ints | None], particles: int, said: str) -> None:

@@ -110,6 +110,17 @@ def test_sites_of_other_branches_are_found() -> None:
     assert graph.edges["more", "end"]["via"] == "text"
 
 
+def test_a_factor_on_whether_texts_agree_reads_all_of_them() -> None:
+    """Placeholders all differ, and one of them changed still differs from the others."""
+
+    @program
+    def council() -> None:
+        texts = [sample("text", LM("Why?")) for _ in range(3)]
+        factor("agree", 1.0 if len(set(texts)) == 1 else 0.0)
+
+    assert set(graph_of(council).pred["agree"]) == {"text", "text[1]", "text[2]"}
+
+
 def test_a_program_that_parses_takes_values_from_a_trace() -> None:
     @program
     def parsed() -> Any:

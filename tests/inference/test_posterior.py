@@ -340,7 +340,9 @@ def test_what_an_estimate_of_asks_for() -> None:
     for wrong in ([], ["first", "third"], {"first"}, 3, [3]):
         with pytest.raises(BadArgument, match="the sites are: first, second"):
             exact.marginal(wrong)  # type: ignore[arg-type]
-    with pytest.raises(BadArgument, match=r"needs numbers\n  value: \['b', 'a'"):
+    with pytest.raises(
+        BadArgument, match=r"needs numbers\n  where: site 'first'\n  value: \['b', 'a'"
+    ):
         exact.expectation("first")
     with pytest.raises(BadArgument, match="n must be an integer of at least 0, got 1.5"):
         exact.sample(1.5)  # type: ignore[arg-type]
