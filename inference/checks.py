@@ -11,11 +11,13 @@ from lmppl.errors import BadArgument, UnusedCondition, excerpt
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.needs import FIXES, require
 from lmppl.messengers import wrapped
+from lmppl.nearest import which_site
 from lmppl.program import ProgramFunction
 
 if TYPE_CHECKING:
     from lmppl.inference.base import Engine
     from lmppl.inference.machine.population import Machine
+    from lmppl.inference.results.posterior import Posterior
 
 MOST_PARTICLES = 1_000_000
 """Of 20 kB each."""
@@ -93,3 +95,16 @@ def check_conditions(machine: Machine) -> None:
         unused += handler.unmet(machine.launch.met)
     if unused:
         raise UnusedCondition(unused, sorted(machine.sites))
+
+
+def unused_params(machine: Machine, posterior: Posterior) -> list[str]:
+    """What to say of `params` that no trace has: another question may have them, so it is no error."""
+    if not machine.params or not posterior.traces:
+        return []
+    met = {e.address for t in posterior.traces for e in t.sites if e.op == "param"}
+    return [
+        f"no param site is called {name!r}, so its value changes nothing: "
+        + which_site(str(name), sorted(met))
+        for name in machine.params
+        if name not in met
+    ]
