@@ -34,12 +34,13 @@ from lmppl.errors import (
     BadSiteName,
     BadWeight,
     DuplicateSite,
+    LmpplWarning,
     NoActiveProgram,
     NonFiniteWeight,
     NotADistribution,
     SiteError,
 )
-from lmppl.inference import SMC, Enumerate, Importance, Posterior, infer
+from lmppl.inference import SMC, Beam, Elimination, Enumerate, Importance, Posterior, infer
 from lmppl.trace import Trace
 from lmppl.weights import NEG_INF
 
@@ -247,6 +248,18 @@ def test_param_is_its_initial_value_or_the_runs() -> None:
         assert t.result == 5.0 and t["scale"] == 0.5
     assert H.substitute(model, {"scale": 3.0})() == 30.0
     assert infer(H.substitute(model, {"scale": 3.0}), engine=Importance(1)).traces[0].result == 30.0
+
+
+@pytest.mark.parametrize("engine", [Enumerate(), SMC(4), Elimination(), Beam(2)], ids=repr)
+def test_a_misspelt_param_is_told(engine: Any) -> None:
+    @program
+    def model() -> Any:
+        return sample("x", Bernoulli(param("rate", 0.5)))
+
+    assert infer(model, engine=engine, params={"rate": 0.1}).warnings == []
+    with pytest.warns(LmpplWarning, match="no param site is called 'rato'.*did you mean 'rate'"):
+        post = infer(model, engine=engine, params={"rato": 0.1})
+    assert "rato" in post.warnings[0]
 
 
 def test_results_are_frozen_under_engines() -> None:
