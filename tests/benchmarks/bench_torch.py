@@ -1,7 +1,8 @@
 """SmolLM2 in our loop against transformers' `generate`, vLLM and the matrix products alone.
 
 Run `python tests/benchmarks/bench_torch.py [--rows 64] [--tokens 64] [--rounds 3] [--threads 2]
-[--device cpu] [--vllm PYTHON]`; on a GPU the same with `--device cuda`.
+[--device cpu] [--vllm PYTHON] [--shape 1b]`; on a GPU the same with `--device cuda`. `--shape` takes
+random weights of the shape of a larger Llama in place of SmolLM2: speed is the same.
 
 Every way produces rows x tokens tokens at temperature 1 without truncation; ours also returns log p
 and log q of each. `generate` runs on a second copy of the model that we have not touched, vLLM in a
@@ -15,11 +16,14 @@ busy with other work wall time means little: the load stands above the table, an
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +54,50 @@ rows = lm.open([lm.context("The capital of France is")])
 rows.log_mass([(5,)], [1.0])
 print(time.perf_counter() - began)
 """
+
+
+SHAPES = {  # layers, hidden, feed-forward, heads, key-value heads, of a head; of the family's models
+    "135m": (30, 576, 1536, 9, 3, 64),
+    "1b": (16, 2048, 8192, 32, 8, 64),
+    "8b": (32, 4096, 14336, 32, 8, 128),
+}
+
+
+def random_llama(shape: str, like: Path, device: str) -> Path:
+    """A folder with random weights of a shape, and the tokenizer and vocabulary of a model."""
+    from safetensors.torch import save_file
+
+    layers, hidden, inner, heads, kv, size = SHAPES[shape]
+    folder = Path(tempfile.mkdtemp(prefix=f"llama-{shape}-"))
+    for file in like.glob("*token*"):
+        shutil.copy(file, folder)
+    config = json.loads((like / "config.json").read_text())
+    config |= {
+        "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": inner,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": size,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return (torch.randn(rows, columns, device=device) * columns**-0.5).to(dtype).cpu()
+
+    weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden)}
+    ones = torch.ones(hidden, dtype=dtype)
+    for n in range(layers):
+        name = f"model.layers.{n}"
+        parts = {"q": heads, "k": kv, "v": kv}
+        for part, count in parts.items():
+            weights[f"{name}.self_attn.{part}_proj.weight"] = matrix(count * size, hidden)
+        weights[f"{name}.self_attn.o_proj.weight"] = matrix(hidden, heads * size)
+        for part in ("gate", "up"):
+            weights[f"{name}.mlp.{part}_proj.weight"] = matrix(inner, hidden)
+        weights[f"{name}.mlp.down_proj.weight"] = matrix(hidden, inner)
+        for part in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{name}.{part}.weight"] = ones.clone()
+    weights["model.norm.weight"] = ones.clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @program
@@ -179,12 +227,17 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], metavar="WAY", help="leave a way out")
     parser.add_argument("--clock", choices=CLOCK, default="wall")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
     parser.add_argument("--vllm", default=".venv-servers/bin/python")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = CLOCK[args.clock]
     device, rows, count = args.device, args.rows, args.tokens
     found = smollm2.locate()
+    if args.shape:
+        found = smollm2.Located(
+            random_llama(args.shape, found.path, device), f"random {args.shape}"
+        )
     lm = TorchLM.load(found.path, name="smollm2", source=found.source, device=device)
     lm.eos_ids = frozenset()  # every way makes the same number of tokens
     plain: Any = AutoModelForCausalLM.from_pretrained(
@@ -199,8 +252,9 @@ def main() -> None:
     text = STORY * 14
     shared = lm.encode(text)[: args.prompt]
     ragged = [lm.encode(text[7 * n :])[: 20 + 12 * n] for n in range(16)]
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else device
     print(
-        f"SmolLM2 ({found.source}, {lm.dtype}), {device}, {args.threads} threads of "
+        f"SmolLM2 ({found.source}, {lm.dtype}), {where}, {args.threads} threads of "
         f"{os.cpu_count()} cores, {args.rounds} rounds in turn, medians, {args.clock} time"
     )
 
@@ -243,6 +297,8 @@ def main() -> None:
     bound = args.prompt + count + 4 * rows * math.log(rows)
     print(f"\ncache after resampling each token: {block.slots} slots, T + 4 N ln N = {bound:.0f}")
     print(f"batch 1 against batch 8: log-probabilities differ by at most {lm.batch_gap:.1e}")
+    if args.shape:
+        return
     first = subprocess.run(
         [sys.executable, "-c", FIRST], capture_output=True, text=True, check=True
     )

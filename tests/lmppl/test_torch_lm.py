@@ -103,10 +103,10 @@ def make_model(kind: str, width: int = 270) -> Any:
 class Pair:
     """A `TorchLM` and the untouched model that it must agree with."""
 
-    def __init__(self, kind: str, width: int = 270, **options: Any) -> None:
+    def __init__(self, kind: str, width: int = 270, device: str = "cpu", **options: Any) -> None:
         plain = make_model(kind, width)
         self.plain = copy.deepcopy(plain)
-        self.lm = TorchLM(plain, make_tokenizer(), name=kind, **options)
+        self.lm = TorchLM(plain.to(device), make_tokenizer(), name=kind, **options)
 
     def rows(self, contexts: list[Ids]) -> Floats:
         """Uncached log-probabilities, one context at a time."""
@@ -118,7 +118,7 @@ class Pair:
                 ]
             scores = scores.double()
             if self.lm._absent is not None:
-                scores[self.lm._absent] = -torch.inf
+                scores[self.lm._absent.cpu()] = -torch.inf
             out.append(torch.log_softmax(scores, dim=0).numpy())
         return np.array(out)
 
@@ -442,6 +442,7 @@ def test_the_last_push_costs_no_pass(llama: Pair) -> None:
     rows.close()
     assert llama.lm.usage.passes == passes
     again = llama.lm.open([(5, 6, 7, 8)])
+    again.log_mass([(5,)], [1.0])  # who asks for scores pays for them
     assert llama.lm.usage.computed_tokens == 4
     llama.check(again, [(5, 6, 7, 8)])
 

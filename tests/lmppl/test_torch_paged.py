@@ -61,7 +61,7 @@ class Life:
         self.lm, self.plain = lm, plain
         self.rng = np.random.default_rng(seed)
         self.most, self.longest = most, longest
-        self.absent = lm._absent
+        self.absent = None if lm._absent is None else lm._absent.cpu()
         preamble = self.some(int(self.rng.integers(0, longest // 3)))
         self.prompts = [preamble + self.some(int(n)) for n in self.rng.integers(1, longest // 3, 4)]
         self.contexts = self.fresh()

@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lmppl.lm.torch.cache import Block, Column
 from lmppl.lm.torch.reading import Reading, reading
+from lmppl.lm.torch.transfer import to_device
 from lmppl.types import Ints
 
 NAME = "lmppl"
@@ -89,15 +90,15 @@ class Pass:
         own = lens[:, None] + np.arange(self.width)
         self.own = own
         """Position of each new token [b, Q]."""
-        self.positions = torch.from_numpy(own).to(device)
+        self.positions = to_device(own, device)
         fill, owner = self.written.count[self.rows], self.written.owner[self.rows]
         self.first = int(fill[0])
         self.aligned = bool((fill == self.first).all())
         self.lo = int(owner[0])
         self.straight = bool((owner == np.arange(self.lo, self.lo + len(owner))).all())
         if not (self.aligned and self.straight):
-            self.owner = torch.from_numpy(owner[:, None]).to(device)
-            self.slot = torch.from_numpy(fill[:, None] + np.arange(self.width)).to(device)
+            self.owner = to_device(owner[:, None], device)
+            self.slot = to_device(fill[:, None] + np.arange(self.width), device)
         self.columns: list[Column] = []
         self.parts: list[Reading] = []
         self.start = int(lens[0])
@@ -144,7 +145,7 @@ class Pass:
             seen[:, :, p.at : p.at + p.used] = visible
         if seen.all():
             return None
-        hidden = torch.from_numpy(~seen).to(self.positions.device)
+        hidden = to_device(~seen, self.positions.device)
         bias = torch.zeros(seen.shape, dtype=dtype, device=hidden.device)
         return bias.masked_fill_(hidden, -torch.inf)[:, None]
 

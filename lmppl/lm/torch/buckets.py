@@ -30,6 +30,7 @@ from lmppl.lm.torch.cache import Block
 from lmppl.lm.torch.pages import Layout
 from lmppl.lm.torch.reading import Reading
 from lmppl.lm.torch.tidy import fill
+from lmppl.lm.torch.transfer import to_device
 from lmppl.types import Ints
 
 LEAST_ROWS, LEAST_SLOTS = 4, 64
@@ -59,9 +60,10 @@ class Workspace:
     width = 1
     start = 0
 
-    def __init__(self, layout: Layout, rows: int, slots: int) -> None:
-        """Zeros, which hold no batch."""
+    def __init__(self, layout: Layout, rows: int, slots: int, pool: Any = None) -> None:
+        """Zeros, which hold no batch; `pool`: where a captured graph has its memory."""
         device = layout.device
+        self._pool = pool
         self.pages = layout.zeros(rows, slots)
         self.ids = torch.zeros((rows, 1), dtype=torch.int64, device=device)
         self.lens = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -107,12 +109,12 @@ class Workspace:
 
     def step(self, block: Block, tokens: Ints, compute: Compute) -> Tensor:
         """Append tokens [B] to all rows of a block; the scores [B, V] after them."""
-        rows = np.arange(len(block))
+        rows, device = np.arange(len(block)), self.ids.device
         if not self._holds(block):
             self.lens.zero_()
             fill(self.pages, block.columns, rows)
-        self.ids[: len(rows), 0] = torch.from_numpy(tokens)
-        self.lens[: len(rows)] = torch.from_numpy(block.lens)
+        self.ids[: len(rows), 0] = to_device(tokens, device)
+        self.lens[: len(rows)] = to_device(block.lens, device)
         scores = self._run(compute)[: len(rows)]
         column = block.column_for(rows, 1, block.fresh_room())
         owner, slot = column.owner[rows], column.count[rows]
@@ -150,7 +152,7 @@ class Workspace:
                 self._once(compute)
         behind.wait_stream(ahead)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):
             self._scores = self._once(compute)
         self._graph = graph
 
@@ -162,6 +164,9 @@ class Buckets:
         """No workspace yet."""
         self.compute, self.layout, self.budget = compute, layout, budget
         self._made: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
+        on_cuda = layout.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if on_cuda else None
+        """One for all graphs: no two run at once, and their results are copied at once."""
 
     def __len__(self) -> int:
         """Number of workspaces."""
@@ -177,7 +182,7 @@ class Buckets:
         if work is None:
             while self._made and sum(map(self._bytes, (*self._made, size))) > self.budget:
                 self._made.popitem(last=False)
-            work = self._made[size] = Workspace(self.layout, *size)
+            work = self._made[size] = Workspace(self.layout, *size, self._pool)
         self._made.move_to_end(size)
         return work.step(block, tokens, self.compute)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +13,9 @@ from lmppl.errors import CapabilityError, LmpplError
 from lmppl.lm.base import LanguageModel
 from lmppl.lm.torch.buckets import Buckets
 from lmppl.lm.torch.cache import Block
+from lmppl.lm.torch.llama import Llama
 from lmppl.lm.torch.network import Network
+from lmppl.lm.torch.on_gpu import kernels_of
 from lmppl.lm.torch.store import RetainedRows
 from lmppl.types import Ids
 
@@ -71,7 +73,10 @@ def self_check(lm: TorchLM, text: str = TEXT) -> dict[str, float]:
 
 
 def pad_steps(network: Network, wanted: bool | Literal["auto"], budget: int) -> None:
-    """Let single steps be computed in padded shapes (`torch/buckets`) where they reproduce plain ones.
+    """Let single steps be computed in padded shapes where they reproduce plain ones.
+
+    By our kernels (`torch/fused`), where the model and the device allow them; else by its own layers
+    (`torch/buckets`).
 
     Args:
         network: of the model.
@@ -85,6 +90,11 @@ def pad_steps(network: Network, wanted: bool | Literal["auto"], budget: int) -> 
         return
     reason: str | None = "only passes over pages whose sums may take any order can be padded"
     if network.engine == "slots" and not network.same:
+        reason = _fused(network, budget)
+        if reason is None:
+            return
+        network.fused = None
+        network.reasons.append(f"fused: {reason}")
         reason = _padded(network, budget)
     if reason is not None:
         network.buckets = None
@@ -95,15 +105,43 @@ def pad_steps(network: Network, wanted: bool | Literal["auto"], budget: int) -> 
             )
 
 
+def _fused(network: Network, budget: int) -> str | None:
+    """Use the kernels of `torch/fused`; why they cannot be, or None."""
+    if kernels_of(network.device) is None:
+        return "no CUDA device with Triton"
+    if not isinstance(network.model, Llama) or any(map(_hooked, network.model.model.modules())):
+        return "the model is no Llama alone"
+    from lmppl.lm.torch.fused import FusedLlama
+
+    def use() -> None:
+        network.fused = FusedLlama(network.model, network.layout, budget)
+
+    return _differ(network, use)
+
+
+def _hooked(module: torch.nn.Module) -> bool:
+    """Whether something is added to a layer: an adapter."""
+    return bool(module._forward_hooks)
+
+
 def _padded(network: Network, budget: int) -> str | None:
-    """Try two steps of three rows in both ways; why padded ones are none, or None."""
+    """Use the workspaces of `torch/buckets`; why they cannot be, or None."""
+
+    def use() -> None:
+        network.buckets = Buckets(network.compute, network.layout, budget)
+
+    return _differ(network, use)
+
+
+def _differ(network: Network, use: Callable[[], None]) -> str | None:
+    """Try two steps of three rows before and after `use`; why they are not the same, or None."""
     ids = tuple((7919 * i + 11) % network.width for i in range(10))
     block, rows = Block.empty(network.layout, 3), np.arange(3)
     network.forward(block, rows, [ids[:5], ids[:2], ids[:7]], [[], [], []], 8)
     twin, tokens = block.take(rows), np.array([ids[7:8], ids[8:9], ids[9:10]])
     try:
         plain = torch.cat([network.step(twin, tokens), network.step(twin, tokens)])
-        network.buckets = Buckets(network.compute, network.layout, budget)
+        use()
         found = torch.cat([network.step(block, tokens), network.step(block, tokens)])
     except Exception as error:  # whatever the capture of a graph raises, plain steps go on
         return f"{type(error).__name__}: {error}"

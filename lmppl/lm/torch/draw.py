@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lmppl.errors import BadArgument, LmpplError
 from lmppl.lm.base import Drawn, TokenLaw
-from lmppl.lm.torch.noise import gumbel_max
-from lmppl.random import BLOCK, WIDE, Argmax, Chance, GumbelMax
+from lmppl.lm.torch.noise import block_masses, gumbel_max
+from lmppl.lm.torch.transfer import as_index, to_device, to_host
+from lmppl.random import WIDE, Argmax, Chance, GumbelMax
 from lmppl.types import Bools, Floats, Ints, Keys
 
 Restriction = Callable[[Tensor], Tensor]
@@ -32,39 +33,29 @@ FIRST_LOOK = 256
 class Normaliser(NamedTuple):
     """What one exp pass over rows of log-weights leaves behind."""
 
-    top: Tensor
-    """The largest entry [B, 1]."""
     log_total: Tensor
-    """log Σ_v exp(x_v - top) [B], float64 (float32 on MPS); -inf for a dead row."""
-    blocks: Tensor | None
-    """Σ exp(x_v - top) over each block of ids [B, ceil(V / BLOCK)], when V > WIDE."""
+    """log Σ_v exp(x_v) [B], float64 (float32 on MPS); -inf for a dead row."""
+    masses: Tensor | None
+    """The same over each block of ids [B, ceil(V / BLOCK)], when V > WIDE."""
 
     def of(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Normalised log-weights of one token per row."""
-        picked = x.gather(1, tokens[:, None]).sub(self.top)[:, 0]
+        picked = x.gather(1, tokens[:, None])[:, 0]
         return picked.to(self.log_total.dtype) - self.log_total
 
     def select(self, rows: Tensor) -> Normaliser:
         """The same for these rows."""
-        blocks = None if self.blocks is None else self.blocks.index_select(0, rows)
-        return Normaliser(
-            self.top.index_select(0, rows), self.log_total.index_select(0, rows), blocks
-        )
+        masses = None if self.masses is None else self.masses.index_select(0, rows)
+        return Normaliser(self.log_total.index_select(0, rows), masses)
 
 
 def normalise(x: Tensor) -> Normaliser:
     """One pass: row maximum, then exp, summed by blocks and in total."""
-    top = x.amax(dim=1, keepdim=True)
-    top = torch.where(top == NEG_INF, 0.0, top)
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
     if x.shape[1] <= WIDE:
-        return Normaliser(top, torch.sub(x, top).to(wide).exp_().sum(dim=1).log(), None)
-    mass = torch.sub(x, top).exp_()
-    whole = x.shape[1] // BLOCK * BLOCK
-    blocks = mass[:, :whole].view(len(mass), -1, BLOCK).sum(dim=2)
-    if whole < x.shape[1]:
-        blocks = torch.cat([blocks, mass[:, whole:].sum(dim=1, keepdim=True)], dim=1)
-    return Normaliser(top, blocks.to(wide).sum(dim=1).log(), blocks)
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        return Normaliser(x.to(wide).logsumexp(dim=1), None)
+    masses = block_masses(x)
+    return Normaliser(masses.logsumexp(dim=1), masses)
 
 
 class Logits:
@@ -105,8 +96,8 @@ class Logits:
                 f"a temperature must be positive, got {min(temperatures)}",
                 fix="for greedy decoding use the chance Argmax at temperature 1",
             )
-        scale = torch.tensor(temperatures, dtype=torch.float64).reciprocal()
-        x = self.scores * scale.to(self.scores)[:, None]
+        scale = 1.0 / np.asarray(temperatures, dtype=np.float64)
+        x = self.scores * to_device(scale.astype(np.float32), self.scores.device)[:, None]
         return x, normalise(x)
 
     def log_probs(self) -> Floats:
@@ -123,9 +114,8 @@ class Logits:
         for b, one in enumerate(sets):
             ids[b, : len(one)] = one
             pad[b, : len(one)] = False
-        picked = x.gather(1, torch.from_numpy(ids).to(x.device)).sub(norm.top)
-        picked = picked.to(norm.log_total.dtype)
-        picked = picked.masked_fill(torch.from_numpy(pad).to(x.device), NEG_INF)
+        picked = x.gather(1, to_device(ids, x.device)).to(norm.log_total.dtype)
+        picked = picked.masked_fill(to_device(pad, x.device), NEG_INF)
         return to_host(torch.logsumexp(picked, dim=1) - norm.log_total)
 
     def draw(
@@ -134,14 +124,14 @@ class Logits:
         """One token per row with its log p and log q; see `Rows.draw`."""
         if mask is None:
             return self._drawn(keys, laws, None, chance)
-        blocked = torch.from_numpy(~mask).to(self.scores.device)
+        blocked = to_device(~mask, self.scores.device)
         return self._drawn(keys, laws, lambda x: x.masked_fill(blocked, NEG_INF), chance)
 
     def draw_tilted(
         self, keys: Keys, laws: Sequence[TokenLaw], weights: Floats, which: Ints, chance: Chance
     ) -> Drawn:
         """The same from law · weights; see `Rows.draw_tilted`."""
-        tilt = torch.from_numpy(weights).to(self.scores.dtype).to(self.scores.device)
+        tilt = to_device(weights.astype(np.float32, copy=False), self.scores.device)
         if len(tilt) > 1:  # one row of weights serves all rows as it is
             tilt = tilt.index_select(0, as_index(which, tilt.device))
         return self._drawn(keys, laws, tilt.add, chance)
@@ -157,9 +147,9 @@ class Logits:
         logq = norm.of(x, tokens)
         logp = logq if x is target else target_norm.of(target, tokens)
         dead = norm.log_total == NEG_INF
-        packed = torch.stack([tokens.to(logq.dtype), logp, logq])
-        packed = torch.where(dead, torch.tensor([[-1.0], [NEG_INF], [NEG_INF]]).to(packed), packed)
-        host = to_host(packed)
+        tokens = tokens.to(logq.dtype).masked_fill(dead, -1.0)
+        logs = torch.stack([logp, logq]).masked_fill(dead, NEG_INF)
+        host = to_host(torch.cat([tokens[None], logs]))
         refuse_nan(host)
         return Drawn(host[0].astype(np.int64), host[1], host[2])
 
@@ -214,14 +204,13 @@ class Logits:
         if type(chance) is Argmax:
             return x.argmax(dim=1)
         if type(chance) is GumbelMax:
-            mass = None if norm.blocks is None else norm.blocks.to(norm.log_total.dtype).log()
-            return gumbel_max(keys, x, mass)
-        rows = to_host(x.sub(norm.top).to(norm.log_total.dtype) - norm.log_total[:, None])
+            return gumbel_max(keys, x, norm.masses)
+        rows = to_host(x.to(norm.log_total.dtype) - norm.log_total[:, None])
         alive = np.flatnonzero((rows > NEG_INF).any(axis=1))
         tokens = np.zeros(len(rows), dtype=np.int64)
         if len(alive):
             tokens[alive] = chance.categorical(keys[alive], rows[alive])
-        return torch.from_numpy(tokens).to(x.device)
+        return to_device(tokens, x.device)
 
 
 def _kinds(laws: Sequence[TokenLaw]) -> Sequence[TokenLaw]:
@@ -240,13 +229,13 @@ def truncate(x: Tensor, rows: Sequence[int], laws: Sequence[TokenLaw]) -> Tensor
     Both restrictions keep the n largest entries, ties by id, for some n of the row; n is counted
     on a sorted head of the row, which doubles until it holds the nucleus.
     """
-    index = torch.tensor(rows, device=x.device)
+    index = as_index(np.array(rows), x.device)
     part = x.index_select(0, index)
     width = part.shape[1]
-    k = torch.tensor(
-        [law.top_k if 0 < law.top_k < width else width for law in laws], device=x.device
+    k = as_index(
+        np.array([law.top_k if 0 < law.top_k < width else width for law in laws]), x.device
     )
-    p = torch.tensor([law.top_p for law in laws], dtype=torch.float32, device=x.device)
+    p = to_device(np.array([law.top_p for law in laws], dtype=np.float32), x.device)
     nucleus = any(law.top_p < 1.0 for law in laws)
     largest_k = max((law.top_k for law in laws if 0 < law.top_k < width), default=1)
     all_cut = all(0 < law.top_k < width for law in laws)
@@ -289,18 +278,16 @@ def _mix(
     x: Tensor, rows: Sequence[int], weights: Sequence[float], target: Tensor, norm: Normaliser
 ) -> Tensor:
     """(1 - ε) q + ε p for these rows, the others unchanged."""
-    index = torch.tensor(rows, device=x.device)
+    index = as_index(np.array(rows), x.device)
     ours = torch.log_softmax(x.index_select(0, index), dim=1)
-    share = torch.tensor(weights, dtype=torch.float64)[:, None]
-    p = target.index_select(0, index) - norm.top.index_select(0, index)
-    p = p - norm.log_total.index_select(0, index)[:, None].to(p)
-    mixed = torch.logaddexp(ours + torch.log1p(-share).to(ours), p + share.log().to(p))
+    share = np.asarray(weights)[:, None]
+    log_total = norm.log_total.index_select(0, index)[:, None]
+    p = (target.index_select(0, index).to(log_total.dtype) - log_total).to(ours.dtype)
+    with np.errstate(divide="ignore"):  # ε may be 1
+        logs = np.log(np.stack([1.0 - share, share])).astype(np.float32)
+    rest, part = to_device(logs, x.device)
+    mixed = torch.logaddexp(ours + rest, p + part)
     return x.index_copy(0, index, mixed)
-
-
-def to_host(x: Tensor) -> Floats:
-    """Numbers on the host, float64."""
-    return np.asarray(x.detach().cpu().numpy(), dtype=np.float64)
 
 
 def refuse_nan(drawn: Floats) -> None:
@@ -315,8 +302,3 @@ def refuse_nan(drawn: Floats) -> None:
             where=f"row {int(np.isnan(drawn).any(axis=0).argmax())} of the batch",
             fix="load the model with dtype=torch.float32; half precision may have overflowed",
         )
-
-
-def as_index(rows: Ints, device: torch.device) -> Tensor:
-    """Row numbers on the device."""
-    return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).to(device)

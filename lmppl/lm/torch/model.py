@@ -50,6 +50,7 @@ from lmppl.lm.torch.rows import TorchRows, is_identity
 from lmppl.lm.torch.score import Scoring
 from lmppl.lm.torch.store import RetainedRows
 from lmppl.lm.torch.tidy import tidy
+from lmppl.lm.torch.transfer import as_index
 from lmppl.random import Chance
 from lmppl.types import Floats, Ids, Ints
 
@@ -131,7 +132,8 @@ class TorchLM(Tokenized):
             usage=self.network.usage,
         )
         self.source = source
-        self.store = RetainedRows(retained_bytes(self.device) if kv_bytes is None else kv_bytes)
+        kept = retained_bytes(self.device) if kv_bytes is None else kv_bytes
+        self.store: RetainedRows[TorchRows] = RetainedRows(kept)
         self.live_bytes = kv_bytes or free_memory(self.device) // 2
         """Memory for keys and values of a batch that runs."""
         with self.computing(), one_thread():
@@ -242,6 +244,12 @@ class TorchLM(Tokenized):
     def open(self, contexts: Sequence[Ids]) -> TorchRows:
         """Rows at these contexts; what was computed before or is shared is not computed again."""
         with self.computing():
+            resting = self.store.take_up(contexts)
+            if resting is not None:
+                batch, places = resting
+                rows = batch.take_up(places, contexts)
+                self.usage.cached_tokens += int(rows.lens.sum()) - rows.pending * len(rows)
+                return rows
             self._check(contexts)
             unique = sorted(set(contexts))
             place = {c: u for u, c in enumerate(unique)}
@@ -257,7 +265,7 @@ class TorchLM(Tokenized):
             computed = self.usage.computed_tokens - before
             self.usage.cached_tokens += sum(map(len, contexts)) - computed
             ids, lens = as_key_matrix(contexts, 2 * PAGE)
-            return TorchRows(self, block, at, self._logits(scores), ids, lens)
+            return TorchRows(self, block, at, self._logits(scores), ids, lens, contexts)
 
     def _prefill(self, unique: Sequence[Ids], which: Ints) -> tuple[Block, Ints, Tensor]:
         """The block of a batch, the place of each row in it, and the scores of its rows."""
@@ -388,7 +396,7 @@ class TorchLM(Tokenized):
     def _rows_of(self, scores: Tensor, index: Ints) -> Tensor:
         if is_identity(index, len(scores)):
             return scores
-        return scores.index_select(0, torch.from_numpy(index).to(self.device))
+        return scores.index_select(0, as_index(index, self.device))
 
 
 def _eos(model: Any) -> list[int]:

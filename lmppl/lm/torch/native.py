@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmppl.lm.torch.transfer import as_index
 from lmppl.types import Ids, Ints
 
 Call = Callable[[Tensor, Any, bool], tuple[Tensor, Any]]
@@ -82,7 +83,7 @@ class NativeBlock:
                 continue
             index = np.array([where[int(rows[n])] for n in new], dtype=np.int64)
             if part.cache is not None:
-                part.cache.reorder_cache(torch.from_numpy(index).to(self.device))
+                part.cache.reorder_cache(as_index(index, self.device))
             kept.append(_Part(np.array(new, dtype=np.int64), part.cache, part.tokens[index]))
         return NativeBlock(self.call, self.caching, kept, self.device)
 
@@ -92,11 +93,11 @@ class NativeBlock:
         return NativeBlock(self.call, self.caching, self.parts + moved, self.device)
 
     def _compute(self, part: _Part, tokens: Ints) -> Tensor:
-        ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.device)
+        ids = as_index(tokens, self.device)
         scores, cache = self.call(ids, part.cache if self.caching else None, True)
         part.cache = cache if self.caching else None
         return scores
 
     def _scatter(self, scores: Sequence[Tensor]) -> Tensor:
         order = np.argsort(np.concatenate([part.rows for part in self.parts]))
-        return torch.cat(list(scores)).index_select(0, torch.from_numpy(order).to(self.device))
+        return torch.cat(list(scores)).index_select(0, as_index(order, self.device))

@@ -16,7 +16,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,11 @@ from lmppl.lm.torch.native import NativeBlock
 from lmppl.lm.torch.pages import Layout, Shape
 from lmppl.lm.torch.prefill import Limits, Sink
 from lmppl.lm.torch.same import same_bits
+from lmppl.lm.torch.transfer import as_index, to_device
 from lmppl.types import Ids, Ints
+
+if TYPE_CHECKING:
+    from lmppl.lm.torch.fused import FusedLlama
 
 Engine = Literal["slots", "native", "recompute"]
 ENGINES: tuple[Engine, ...] = ("slots", "native", "recompute")
@@ -71,6 +75,8 @@ class Network:
         self._takes_positions = "position_ids" in names
         self._heard: dict[int, int] = {}
         self.engine: Engine = "recompute"
+        self.fused: FusedLlama | None = None
+        """The kernels of single steps; None: steps are those of the model."""
         self.buckets: Buckets | None = None
         """Padded shapes of single steps; None: each step has its own."""
         self._bare_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=self.device)
@@ -102,18 +108,21 @@ class Network:
         """
         counts = np.array([len(t) for t in tokens], dtype=np.int64)
         width = int(counts.max())
+        padded = self.fused is not None or self.buckets is not None
+        if padded and width == 1 and len(rows) == len(block) and all(map(len, wanted)):
+            return self.step(block, np.array(tokens, dtype=np.int64))
         ids = np.zeros((len(rows), width), dtype=np.int64)
         for r, one in enumerate(tokens):
             ids[r, : len(one)] = one
         flat = [r * width + offset for r, offsets in enumerate(wanted) for offset in offsets]
-        gather = torch.tensor(flat, dtype=torch.int64, device=self.device)
+        gather = as_index(np.array(flat, dtype=np.int64), self.device)
         return self._run(Pass(block, rows, width, room, gather, self.same), ids, counts)
 
     def step(self, block: Block, tokens: Ints) -> Tensor:
         """Append tokens [B, Q] to all rows of a block; the scores [B, V] after the last."""
         count, width = tokens.shape
-        if self.buckets is not None and width == 1:
-            scores = self.buckets.step(block, tokens[:, 0])
+        for way in (self.fused, self.buckets) if width == 1 else ():
+            scores = None if way is None else way.step(block, tokens[:, 0])
             if scores is not None:
                 self._count(count)
                 return scores
@@ -122,7 +131,7 @@ class Network:
         return self._run(current, tokens, np.full(count, width, dtype=np.int64))
 
     def _run(self, current: Pass, ids: Ints, counts: Ints) -> Tensor:
-        scores = self.compute(current, torch.from_numpy(np.ascontiguousarray(ids)).to(self.device))
+        scores = self.compute(current, to_device(ids, self.device))
         current.done(counts)
         self._count(int(counts.sum()))
         return scores
@@ -249,10 +258,11 @@ class Network:
     def _find_layout(self, ids: Ids) -> Layout:
         """What each layer hands to its cache."""
         probe = _Probe()
+        n = len(ids)  # a mask of the whole shape: fused kernels refuse a broadcast one
         self.model(
             input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.arange(len(ids), device=self.device)[None],
-            attention_mask=self._bare_mask,
+            position_ids=torch.arange(n, device=self.device)[None],
+            attention_mask=torch.ones((1, 1, n, n), dtype=torch.bool, device=self.device),
             use_cache=True,
             **{self._cache_name: probe},
         )

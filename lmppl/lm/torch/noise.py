@@ -7,10 +7,14 @@ same token wherever it is made, up to the rounding of the logits themselves.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from lmppl.lm.torch.on_gpu import kernels_of
+from lmppl.lm.torch.transfer import to_device
 from lmppl.random import BLOCK, BLOCK_STREAM, GOLDEN, MUL1, MUL2, WIDE, fold_array
 from lmppl.types import Keys
 
@@ -42,12 +46,48 @@ def gumbels(keys: Tensor, counters: Tensor) -> Tensor:
 
 
 def _move(keys: Keys, device: torch.device) -> Tensor:
-    return torch.from_numpy(keys.view(np.int64).copy()).to(device)
+    return to_device(keys.view(np.int64).copy(), device)
 
 
 def noise_device(device: torch.device) -> torch.device:
     """Where noise is made: beside the logits, except on devices without float64 (MPS)."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def block_masses(x: Tensor) -> Tensor:
+    """log Σ exp(x) over each block of ids of each row of `x` [B, V], float64 [B, ceil(V / BLOCK)]."""
+    kernels = kernels_of(x.device)
+    count = -(-x.shape[1] // BLOCK)
+    if kernels is not None:
+        out = torch.empty((len(x), count), dtype=torch.float64, device=x.device)
+        kernels.block_masses[tuple(out.shape)](
+            x.contiguous(), out, x.shape[1], count, BLOCK=BLOCK, num_warps=1
+        )
+        return out
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    top = x.amax(dim=1, keepdim=True)
+    top = torch.where(top == -torch.inf, 0.0, top)
+    mass = torch.sub(x, top).exp_()
+    whole = x.shape[1] // BLOCK * BLOCK
+    blocks = mass[:, :whole].view(len(mass), -1, BLOCK).sum(dim=2)
+    if whole < x.shape[1]:
+        blocks = torch.cat([blocks, mass[:, whole:].sum(dim=1, keepdim=True)], dim=1)
+    return blocks.to(wide).log_().add_(top)
+
+
+def _chosen(
+    kernels: ModuleType, keys: Keys, x: Tensor, masses: Tensor, rows: Tensor | None
+) -> Tensor:
+    """`gumbel_max` of wide rows in one kernel."""
+    pairs = np.stack([keys, fold_array(keys, BLOCK_STREAM)], axis=1).view(np.int64)
+    tokens = torch.empty(len(keys), dtype=torch.int64, device=x.device)
+    count = masses.shape[1]
+    kernels.choose[(len(keys),)](
+        x.contiguous(), masses.contiguous(), to_device(pairs, x.device),
+        tokens if rows is None else rows, tokens, x.shape[1], count, SOME=rows is not None,
+        COUNT=1 << (count - 1).bit_length(), BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+    return tokens
 
 
 def gumbel_max(
@@ -72,6 +112,9 @@ def gumbel_max(
         return picked.to(x.device)
     if block_mass is None:
         raise ValueError("rows wider than WIDE need the log-mass of their blocks")
+    kernels = kernels_of(x.device)
+    if kernels is not None:
+        return _chosen(kernels, keys, x, block_mass, rows)
     outer = _move(fold_array(keys, BLOCK_STREAM), where)[:, None]
     numbers = torch.arange(block_mass.shape[1], device=where)
     block = (block_mass.to(where) + gumbels(outer, numbers)).argmax(dim=1)

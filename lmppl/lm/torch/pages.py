@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmppl.lm.torch.transfer import as_index, to_device
 from lmppl.types import Ints
 
 PAGE = 8
@@ -104,7 +105,7 @@ class Pages:
 
     def copy(self, rows: Ints, used: int, room: int) -> Pages:
         """New pages with the first `used` slots of these rows, and room for more."""
-        index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.layout.device)
+        index = as_index(rows, self.layout.device)
         fill = np.minimum(self.fill[rows], used)
         if room <= self.room:  # what lies beyond a fill is finite, and never read
             tensors = [t[..., :room, :].index_select(t.ndim - 4, index) for t in self.tensors]
@@ -118,18 +119,15 @@ class Pages:
 
     def put(self, to: Ints, at: int, source: Pages, rows: Ints, used: int) -> None:
         """Copy the first `used` slots of rows of other pages to slots `at` onwards of ours."""
-        where = torch.from_numpy(np.ascontiguousarray(to)).to(self.layout.device)
-        index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.layout.device)
+        where = as_index(to, self.layout.device)
+        index = as_index(rows, self.layout.device)
         for new, old in zip(self.tensors, source.tensors, strict=True):
             piece = old[..., :used, :].index_select(old.ndim - 4, index)
             new[..., at : at + used, :].index_copy_(new.ndim - 4, where, piece)
 
     def put_one(self, to: Ints, at: Ints, source: Pages, rows: Ints, slots: Ints) -> None:
         """Copy one slot of each of some rows of other pages: slots[n] of rows[n] to at[n] of to[n]."""
-
-        def index(x: Ints) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(x)).to(self.layout.device)
-
-        owner, slot, theirs, place = index(to), index(at), index(rows), index(slots)
+        device = self.layout.device
+        owner, slot, theirs, place = to_device(np.stack([to, at, rows, slots]), device)
         for new, old in zip(self.tensors, source.tensors, strict=True):
             new[..., owner, :, slot, :] = old[..., theirs, :, place, :]

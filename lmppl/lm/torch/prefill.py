@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lmppl.lm.prefix import Match, PrefixIndex, common, group, key_of
 from lmppl.lm.torch.cache import Block
 from lmppl.lm.torch.draw import Logits
 from lmppl.lm.torch.pages import Layout
+from lmppl.lm.torch.transfer import as_index
 from lmppl.types import Ids, Ints
 
 LEAST = 32
@@ -229,5 +229,7 @@ class Prefill:
         index = [n for n, (takers, _) in enumerate(places) for _ in takers]
         flat = [(u, position) for takers, position in places for u in takers]
         if len(index) != len(places):
-            scores = scores.index_select(0, torch.tensor(index, device=scores.device))
+            scores = scores.index_select(
+                0, as_index(np.array(index, dtype=np.int64), scores.device)
+            )
         self.sink(scores, flat)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lmppl.lm.torch.cache import Column
 from lmppl.lm.torch.pages import Pages
+from lmppl.lm.torch.transfer import as_index
 from lmppl.types import Ints
 
 WASTE = 3
@@ -156,7 +156,7 @@ def _make(column: Column, rows: Ints, used: int, at: int) -> Reading:
     pages, device = column.pages, column.pages.layout.device
 
     def index(x: Ints) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(device)
+        return as_index(x, device)
 
     owner = column.owner[rows]
     readers = np.flatnonzero(owner >= 0)

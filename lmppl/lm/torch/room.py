@@ -36,6 +36,8 @@ def fitting(slots: int, contexts: Sequence[Ids], tokens: Sequence[int]) -> int:
 
     What a context shares with the one before it is counted once.
     """
+    if sum(map(len, contexts)) + sum(tokens) + PAGE * len(contexts) <= slots:
+        return len(contexts)  # whatever they share
     before = b""
     for n, (context, more) in enumerate(zip(contexts, tokens, strict=True)):
         key = key_of(context)

@@ -12,10 +12,11 @@ from lmppl.errors import BadArgument, ContextOverflow
 from lmppl.lm.base import Drawn, Rows, TokenLaw
 from lmppl.lm.token_weights import LawWeights
 from lmppl.lm.torch.cache import Block
-from lmppl.lm.torch.draw import Logits, as_index
+from lmppl.lm.torch.draw import Logits
 from lmppl.lm.torch.native import NativeBlock
 from lmppl.lm.torch.prefill import Retained
 from lmppl.lm.torch.tidy import tidy
+from lmppl.lm.torch.transfer import as_index
 from lmppl.lm.torch.weights import law_weights
 from lmppl.random import Chance
 from lmppl.types import Bools, Floats, Ids, Ints, Keys
@@ -36,9 +37,10 @@ class TorchRows(Rows):
         lm: TorchLM,
         block: Block | NativeBlock,
         at: Ints,
-        logits: Logits,
+        logits: Logits | None,
         ids: NDArray[np.uint32],
         lens: Ints,
+        contexts: Sequence[Ids],
     ) -> None:
         """Rows whose tokens are ids[b, :lens[b]], all computed.
 
@@ -49,9 +51,11 @@ class TorchRows(Rows):
         self.at = at
         self.ids = ids
         self.lens = lens
+        self.opened = list(contexts)
+        """The tokens of each row when it was opened."""
         self.pending = 0
         self.closed = False
-        self._inner: Logits | None = logits
+        self._inner = logits
         """Scores in the order of the block."""
         self._outer: Logits | None = None
         """Scores in the order of the caller, made when they are asked for."""
@@ -150,6 +154,7 @@ class TorchRows(Rows):
             else:
                 self.block = self.block.select(inner)
             self.ids, self.lens = self.ids[rows], self.lens[rows]
+            self.opened = [self.opened[b] for b in rows.tolist()]
             self.at = np.argsort(order)
             self._outer = None
             if self.pending:
@@ -179,16 +184,38 @@ class TorchRows(Rows):
                 [np.pad(m, ((0, 0), (0, wide - m.shape[1]))) for m in (self.ids, more.ids)]
             )
             self.lens = np.concatenate([self.lens, more.lens])
+            self.opened += more.opened
 
     def close(self) -> None:
         """Give keys, values and scores to the prefix cache of the model."""
         if self.closed:
             return
         self.closed = True
+        if isinstance(self.block, Block) and len(self):
+            self.lm.store.rest(self, self._contexts(), self._settle)
+
+    def take_up(self, rows: Sequence[int], contexts: Sequence[Ids]) -> TorchRows:
+        """These rows of a batch that rests, which are at these contexts, as a batch that runs."""
+        new = TorchRows(self.lm, self.block, self.at, self._inner, self.ids, self.lens, self.opened)
+        new._outer, new.pending = self._outer, self.pending
+        self._inner = self._outer = None
+        new.select(np.array(rows, dtype=np.int64))
+        new.opened = list(contexts)
+        return new
+
+    def _contexts(self) -> list[Ids]:
+        """The tokens of each row."""
+        new = [
+            self.ids[b, len(c) : n].tolist()
+            for b, (c, n) in enumerate(zip(self.opened, self.lens.tolist(), strict=True))
+        ]
+        return [(*c, *more) if more else c for c, more in zip(self.opened, new, strict=True)]
+
+    def _settle(self) -> None:
+        """Give keys, values and scores away: this batch is not taken up."""
         if isinstance(self.block, Block):
             self.block.release()
-            if len(self):
-                self._retain(self.block, np.arange(len(self)))
+            self._retain(self.block, np.arange(len(self)))
         self._inner = self._outer = None
 
     def _retain(self, block: Block, inner: Ints) -> None:

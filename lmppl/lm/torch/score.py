@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmppl.lm.torch.draw import Logits, as_index
+from lmppl.lm.torch.draw import Logits
 from lmppl.lm.torch.prefill import Places
+from lmppl.lm.torch.transfer import as_index
 from lmppl.types import Floats, Ids
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lmppl.lm.base import TokenLaw
 from lmppl.lm.token_weights import LawWeights, TokenWeights
-from lmppl.lm.torch.draw import Logits, as_index, refuse_nan, to_host
+from lmppl.lm.torch.draw import Logits, refuse_nan
 from lmppl.lm.torch.noise import gumbel_max
+from lmppl.lm.torch.transfer import as_index, to_device, to_host
 from lmppl.random import BLOCK, WIDE, Argmax, Chance, GumbelMax
 from lmppl.types import Floats, Ints, Keys
 from lmppl.weights import NEG_INF
@@ -95,8 +96,8 @@ class TorchWeights(TokenWeights):
             tokens = self._asked(index, keys, chance)
         logw = self._at(index, tokens)
         dead = masses.amax(dim=1) == NEG_INF
-        pair = torch.stack([tokens.to(logw.dtype), logw])
-        host = to_host(torch.where(dead, torch.tensor([[-1.0], [NEG_INF]]).to(pair), pair))
+        tokens, logw = tokens.masked_fill(dead, -1), logw.masked_fill(dead, NEG_INF)
+        host = to_host(torch.stack([tokens.to(logw.dtype), logw]))
         refuse_nan(host)
         return host[0].astype(np.int64), host[1]
 
@@ -127,7 +128,7 @@ class TorchWeights(TokenWeights):
     def tilted(self, rows: Ints, weights: Floats, which: Ints) -> TorchWeights:
         """See the base class."""
         index = self._index(rows)
-        tilt = torch.from_numpy(weights).to(self.x.dtype).to(self.x.device)
+        tilt = to_device(weights.astype(np.float32, copy=False), self.x.device)
         x = self.x.index_select(0, index) + tilt.index_select(0, self._index(which))
         return TorchWeights(x, self.shift[index])
 
