@@ -1,9 +1,13 @@
 """The sweeps of value belief propagation, compiled by JAX (`vbp` has the equations).
 
-A sweep visits the slices backwards, which updates b, and forwards, which updates f. At a visit B_e is
-fixed, so e^{B_e/α} is computed once, scaled by the messages at hand, and each refreshment of C_e is
-two products of that table with a vector (Sinkhorn's scaling, stabilised). Factors of a group
-(`layout`) take their turns in a scan: what is compiled grows with the number of groups, not of factors.
+A sweep visits the slices backwards, which settles the action messages C of each and updates n and b,
+and then forwards, which updates f under the policies found. At a visit B_e is fixed, so e^{B_e/α} is
+computed once, scaled by the messages at hand, and each refreshment of C_e is two products of that
+table with a vector (Sinkhorn's scaling, stabilised). Factors of a group (`layout`) take their turns
+in a scan: what is compiled grows with the number of groups, not of factors.
+
+α falls by the same share from sweep to sweep: prices between factors that want different actions move
+by about α with each refreshment, so what is wrong at a high temperature is right sooner there.
 
 Reference: Schmitzer, Stabilized sparse scaling algorithms for entropy regularized transport problems
 (2019).
@@ -23,6 +27,7 @@ from lmppl.inference.planning.bethe import LOW
 FORBIDDEN = -1e6
 BETTER, PATIENCE = 0.9, 6
 """A run ends, unconverged, when the residual did not fall by a tenth within as many sweeps."""
+TINY, NEVER = 1e-300, 1e-12
 STEEPEST, LEAST = 300.0, 1e-150
 """Exponent and sum beyond which a scaled table is cut: their quotient is still a float64."""
 
@@ -47,26 +52,31 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
         slices = given["counts"].shape[0]
         ends = np.cumsum([0, *(g["local"].shape[0] for g in groups)])
         spans = [slice(lo, hi) for lo, hi in itertools.pairwise(ends)]
-        held = [
-            g | {"own": at, "is": g["digits"][..., None] == jnp.arange(d)}
-            for g, at in zip(groups, spans, strict=True)
-        ]
+        held = []
+        for g, at in zip(groups, spans, strict=True):
+            here = g["digits"][..., None] == jnp.arange(d)
+            rows = {"table": jnp.moveaxis(g["table"], 3, 1), "is": here, "some": here.any(axis=2)}
+            held.append(g | rows | {"own": at})
+        times = jnp.arange(slices)
+        unary = given["unary"] * given["counts"][:, None, None]
 
         def continuation(b: Any, end: Any) -> list[Any]:
+            """K of every factor, [e, r, A]."""
             b = b.at[n1 - 1].set(0.0)[child]
             return [jnp.where(end, 0.0, ahead(g["table"], b[g["own"]])) for g in held]
 
         def ahead(table: Any, b: Any) -> Any:
+            b = b[:, :, None, None]
             if neutral:
-                return jnp.einsum("eray,ey->era", table, b)
-            return logsumexp(lam * b[:, None, None], b=table, axis=3) / lam
+                return (table * b).sum(axis=1)
+            return logsumexp(lam * b, b=table, axis=1) / lam
 
         def gather(n: Any) -> Any:
             return jnp.zeros((n1, d)).at[parents].add(n)
 
         def node(f: Any, u: Any, n: Any) -> list[tuple[Any, Any]]:
             """log m of every parent at every row of its factor, [e, k, r], and their sum."""
-            m = jnp.maximum(jnp.log(jnp.maximum(f, 1e-300)), LOW)[parents]
+            m = jnp.maximum(jnp.log(jnp.maximum(f, TINY)), LOW)[parents]
             if not neutral:
                 m = m + lam * ((u + gather(n))[parents] - n)
                 m = m - lse(m)
@@ -85,7 +95,7 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             """n of every parent."""
             found = []
             for g, (parts, base), v in zip(held, nodes, worth, strict=True):
-                rest, some = base[:, None] - parts, g["is"].any(axis=2)
+                rest, some = base[:, None] - parts, g["some"]
                 if neutral:
                     x = jnp.exp(rest) * v[:, None]
                     made = jnp.where(g["is"], x[..., None], 0.0).sum(axis=2)
@@ -101,35 +111,39 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             cost = jnp.where(given["allowed"] > 0, -given["paid"][t] * given["cost"], FORBIDDEN)
             return jnp.where(t == slices - 1, -alpha * jnp.log(a_n * 1.0), cost)
 
-        def choices(t: Any, c: Any, kk: list[Any], alpha: Any) -> list[tuple[Any, Any, Any]]:
-            """(B + D)/α, π and G of every factor."""
+        def advantages(t: Any, kk: list[Any], alpha: Any) -> list[Any]:
+            """B/α of every factor, [e, r, A]."""
+            w, cold = given["counts"][t], 1.0 / alpha
+            return [(g["local"] * w + v) * cold for g, v in zip(held, kk, strict=True)]
+
+        def choices(t: Any, c: Any, gains: list[Any], alpha: Any) -> list[tuple[Any, Any]]:
+            """π and G of every factor."""
             rest = (c.sum(axis=0) - c + offers(t, alpha)) / alpha
             found = []
-            for g, v in zip(held, kk, strict=True):
-                x = (g["local"] * given["counts"][t] + v) / alpha + rest[g["own"], None]
+            for g, v in zip(held, gains, strict=True):
+                x = v + rest[g["own"], None]
                 top = x.max(axis=2, keepdims=True)
                 e = jnp.exp(x - top)
                 z = e.sum(axis=2, keepdims=True)
-                found.append((x, e / z, (alpha * (top + jnp.log(z)))[..., 0]))
+                found.append((e / z, (alpha * (top + jnp.log(z)))[..., 0]))
             return found
 
-        def inner(t: Any, f: Any, n: Any, c: Any, kk: list[Any], alpha: Any) -> Any:
+        def settle(t: Any, f: Any, n: Any, c: Any, gains: list[Any], alpha: Any) -> Any:
             """Node step in parallel, factors in turn, until the slice rests."""
-            u, own = given["unary"] * given["counts"][t], offers(t, alpha)
-
-            # e^{(B - G)/α}, scaled by columns; below only D changes, and G with it
-            parts = node(f, u, n)
-            scaled = []
+            own = offers(t, alpha)
+            parts = node(f, unary[t], n)
             rest = (c.sum(axis=0) - c + own) / alpha
-            for g, (_, base), (x, _, worth) in zip(
-                held, parts, choices(t, c, kk, alpha), strict=True
-            ):
-                steep = x - (worth / alpha)[..., None] - rest[g["own"], None]
-                log_bel = belief(base, worth)
+
+            # e^{(B - G)/α}, scaled by rows and columns; below only D changes, and G with it
+            scaled = []
+            for g, (_, base), x in zip(held, parts, gains, strict=True):
+                top = (x + rest[g["own"], None]).max(axis=2)
+                steep = x - top[..., None]
+                log_bel = belief(base, alpha * top)
                 kappa = (log_bel[..., None] + steep).max(axis=1)
                 table = jnp.exp(jnp.minimum(steep - kappa[:, None], STEEPEST))
                 # At λ = 0 neither m nor bel reads n
-                scaled.append((table, kappa, jnp.exp(log_bel) if neutral else worth))
+                scaled.append((table, kappa, jnp.exp(log_bel) if neutral else alpha * top))
 
             def one(total: Any, xs: Any) -> Any:
                 (table, kappa, bel), base, c_e = xs
@@ -146,7 +160,7 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
 
             def once(state: Any) -> Any:
                 it, n, c, _ = state
-                nodes = parts if neutral else node(f, u, n)
+                nodes = parts if neutral else node(f, unary[t], n)
                 total, new, worth = c.sum(axis=0), [], []
                 for g, table, (_, base) in zip(held, scaled, nodes, strict=True):
                     xs = table, base, c[g["own"]]
@@ -162,15 +176,42 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
                 once,
                 (0, n, c, jnp.inf),
             )
-            nodes, chosen = node(f, u, n), choices(t, c, kk, alpha)
-            worth = [v for _, _, v in chosen]
-            log_bel = [belief(base, v) for (_, base), v in zip(nodes, worth, strict=True)]
-            pi = [p for _, p, _ in chosen]
-            return upwards(nodes, worth), c, pi, log_bel, it, delta <= 0.1 * num["tolerance"]
+            nodes = parts if neutral else node(f, unary[t], n)
+            return nodes, n, c, it, delta <= 0.1 * num["tolerance"]
 
         def change(f: Any, new: Any, old: Any) -> Any:
             """Messages into values that cannot occur do not count."""
-            return jnp.abs(jnp.where(f[parents] > 1e-12, new - old, 0.0)).max()
+            return jnp.abs(jnp.where(f[parents] > NEVER, new - old, 0.0)).max()
+
+        def backwards(carry: Any, xs: Any) -> Any:
+            """One slice on the way back: its action messages, and b and n, which go on."""
+            b_next, alpha, keep = carry
+            t, f, b, n, c = xs
+            kk = continuation(b_next, t == slices - 1)
+            gains = advantages(t, kk, alpha)
+            nodes, n, c2, steps, rest = settle(t, f, n, c, gains, alpha)
+            chosen = choices(t, c2, gains, alpha)
+            n = upwards(nodes, [v for _, v in chosen])
+            new = unary[t] + gather(n)
+            new = new - jnp.where(f > NEVER, new, -jnp.inf).max(axis=1, keepdims=True)
+            off = jnp.abs(jnp.where(f > NEVER, new - b, 0.0)).max()
+            off = jnp.maximum(off, jnp.abs(c2 - c).max())
+            b = (1 - keep) * new + keep * b
+            return (b, alpha, keep), (b, n, c2, kk, chosen, (off, steps, rest))
+
+        def forwards(carry: Any, xs: Any) -> Any:
+            """One slice on the way forth: f of the next one."""
+            f, keep = carry
+            old, u, n, kk, chosen = xs
+            laws = [
+                belief(base, v) for (_, base), (_, v) in zip(node(f, u, n), chosen, strict=True)
+            ]
+            new = onwards(kk, [p for p, _ in chosen], laws)
+            off = jnp.abs(new - old).max()
+            # In logarithms: what is to vanish would keep a share of itself for many sweeps
+            f = new ** (1 - keep) * jnp.maximum(old, TINY) ** keep
+            f = f / f.sum(axis=1, keepdims=True)
+            return (f, keep), (f, off)
 
         def onwards(kk: list[Any], pi: list[Any], log_bel: list[Any]) -> Any:
             """The forward law of the next slice; the continuation is divided out."""
@@ -179,7 +220,7 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
                 weight = jnp.exp(b)[:, :, None] * p
                 if not neutral:
                     weight = weight * jnp.exp(-lam * (v - v.min(axis=(1, 2), keepdims=True)))
-                made.append(jnp.einsum("era,eray->ey", weight, g["table"]))
+                made.append(jnp.einsum("era,eyra->ey", weight, g["table"]))
             new = (
                 jnp.zeros((n1, d))
                 .at[child]
@@ -189,50 +230,33 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             )
             return new / new.sum(axis=1, keepdims=True)
 
-        times = jnp.arange(slices)
-        order = jnp.concatenate([times[::-1], times])
-        forwards = jnp.arange(2 * slices) >= slices
-
-        def visit(carry: Any, xs: Any) -> Any:
-            """One slice on the way back, which updates b, or on the way forth, which updates f."""
-            f, b, n, c, alpha, keep = carry
-            t, forth = xs
-            end, after = t == slices - 1, jnp.minimum(t + 1, slices - 1)
-            kk = continuation(b[after], end)
-            n2, c2, pi, lb, steps, rest = inner(t, f[t], n[t], c[t], kk, alpha)
-            new = jax.lax.cond(forth & ~end, lambda: onwards(kk, pi, lb), lambda: f[after])
-            back = given["unary"] * given["counts"][t] + gather(n2)
-            back = back - jnp.where(f[t] > 1e-12, back, -jnp.inf).max(axis=1, keepdims=True)
-            off = jnp.abs(jnp.where(f[t] > 1e-12, back - b[t], 0.0)).max()
-            off = jnp.maximum(off, jnp.abs(c2 - c[t]).max())
-            off = jnp.where(forth, jnp.abs(new - f[after]).max(), off)
-            f = f.at[after].set((1 - keep) * new + keep * f[after])
-            b = b.at[t].set(jnp.where(forth, b[t], (1 - keep) * back + keep * b[t]))
-            return (f, b, n.at[t].set(n2), c.at[t].set(c2), alpha, keep), (off, steps, rest)
-
         def tell(t: Any, messages: list[Any], alpha: Any) -> Any:
             """π, log bel and K of a slice, as the messages have them now."""
             f, b, n, c = messages
             kk = continuation(b[jnp.minimum(t + 1, slices - 1)], t == slices - 1)
-            nodes = node(f[t], given["unary"] * given["counts"][t], n[t])
-            chosen = choices(t, c[t], kk, alpha)
-            bel = [belief(base, v) for (_, base), (_, _, v) in zip(nodes, chosen, strict=True)]
-            return [p for _, p, _ in chosen], bel, kk
+            chosen = choices(t, c[t], advantages(t, kk, alpha), alpha)
+            nodes = node(f[t], unary[t], n[t])
+            bel = [belief(base, v) for (_, base), (_, v) in zip(nodes, chosen, strict=True)]
+            return [p for p, _ in chosen], bel, kk
 
         def heat(it: Any) -> Any:
-            return jnp.maximum(num["floor"], num["high"] / (num["fall"] * it + 1.0))
+            left = jnp.maximum(1.0 - it / num["anneal"], 0.0)
+            return num["floor"] * (num["high"] / num["floor"]) ** left
 
         def sweep(state: Any) -> Any:
-            it, messages, _, done, _, best, stale = state
+            it, (f, b, n, c), _, done, _, best, stale = state
             alpha, keep = heat(it), jnp.where(it == 0, 0.0, num["damping"])
-            (*messages, _, _), (off, steps, rest) = jax.lax.scan(
-                visit, (*messages, alpha, keep), (order, forwards)
+            _, (b, n, c, kk, chosen, (off, steps, rest)) = jax.lax.scan(
+                backwards, (b[-1], alpha, keep), (times, f, b, n, c), reverse=True
             )
-            cold, off = alpha <= num["floor"], off.max()
+            ahead = jax.tree.map(lambda x: x[:-1], (unary, n, kk, chosen))
+            _, (later, moved) = jax.lax.scan(forwards, (f[0], keep), (f[1:], *ahead))
+            f = jnp.concatenate([f[:1], later])
+            cold, off = alpha <= num["floor"], jnp.maximum(off.max(), moved.max(initial=0.0))
             better = ~cold | (off < BETTER * best)
             best = jnp.where(cold & better, off, best)
             stale = jnp.where(better, 0, stale + 1)
-            return it + 1, messages, off, done + steps.sum(), rest.all() & cold, best, stale
+            return it + 1, [f, b, n, c], off, done + steps.sum(), rest.all() & cold, best, stale
 
         start = [given[x] for x in ("f0", "b0", "n0", "c0")]
         it, messages, residual, done, rested, *_ = jax.lax.while_loop(
@@ -242,7 +266,7 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             sweep,
             (0, start, jnp.inf, 0, False, jnp.inf, 0),
         )
-        told = jax.lax.map(lambda t: tell(t, messages, heat(it - 1)), times)
+        told = jax.vmap(lambda t: tell(t, messages, heat(it - 1)))(times)
         names = ("f0", "b0", "n0", "c0", "policy", "log_beliefs", "continuation")
         facts = {"residual": residual, "sweeps": it, "inner": done, "rested": rested}
         return dict(zip(names, (*messages, *told), strict=True)) | facts

@@ -12,7 +12,7 @@ messages C_e(a):
 
 Only K_e is divided out of the forward pass: without that the future counts twice. Action messages
 are refreshed one factor after the other; all at once ("flooding") they oscillate. α falls from
-sweep to sweep to its floor. With one variable a backward sweep is dynamic programming; at α = 1/λ
+sweep to sweep by the same share, down to its floor. With one variable a backward sweep is dynamic programming; at α = 1/λ
 it is sum-product. Parents that are correlated, and one action that serves two factors, are where
 it may be wrong; `converged` says whether the messages came to rest.
 
@@ -107,7 +107,7 @@ def propagate(
         "lam": risk,
         "floor": floor,
         "high": high if anneal else floor,
-        "fall": (high / floor - 1.0) / max(anneal, 1),
+        "anneal": float(max(anneal, 1)),
         "damping": damping,
         "tolerance": tolerance * span,
         "sweeps": sweeps,

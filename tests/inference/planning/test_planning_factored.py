@@ -111,15 +111,17 @@ def test_one_variable_under_the_other_conventions(timing: str) -> None:
 
 @pytest.mark.parametrize("lam", [0.0, 0.8, -0.8])
 def test_one_variable_is_dynamic_programming(lam: float) -> None:
+    """One sweep finds it; the second has the action messages under the new f, the third rests."""
     for seed in range(50):
         rng = np.random.default_rng(seed)
         cpt = CPT(["x"], rng.dirichlet(np.ones(3), (3, 2)))
         mdp = FactoredMDP({"x": 3}, 2, {"x": cpt}, [Reward(["x"], rng.normal(size=(3, 2)))])
-        got = propagate(factors_of(mdp, 5), risk=lam, temperature=1e-4, anneal=0, sweeps=2)
         exact = dp.solve(mdp.flat(), 5, risk=lam)
-        assert got.converged
-        assert got.value == pytest.approx(exact.value, abs=1e-3)
-        assert got.action_probs.argmax() == exact.action_values[0, 0].argmax()
+        for sweeps in (1, 3):
+            got = propagate(factors_of(mdp, 5), risk=lam, temperature=1e-4, anneal=0, sweeps=sweeps)
+            assert got.converged == (sweeps == 3)
+            assert got.value == pytest.approx(exact.value, abs=1e-3)
+            assert got.action_probs.argmax() == exact.action_values[0, 0].argmax()
 
 
 def test_without_rewards_the_forward_messages_are_the_filter() -> None:

@@ -30,10 +30,10 @@ WRONG = {
         'jnp.exp(-lam * (v + g["local"] - v.min',
     ),
     "a reward on both sides": (
-        'jnp.einsum("era,eray->ey", weight, g["table"])',
-        'jnp.einsum("era,eray->ey", weight, g["table"]) * jnp.exp(lam * given["unary"][:1])',
+        'jnp.einsum("era,eyra->ey", weight, g["table"])',
+        'jnp.einsum("era,eyra->ey", weight, g["table"]) * jnp.exp(lam * given["unary"][:1])',
     ),
-    "the wrong sign of the future": ("logsumexp(lam * b[:, None", "logsumexp(-lam * b[:, None"),
+    "the wrong sign of the future": ("logsumexp(lam * b, b=table", "logsumexp(-lam * b, b=table"),
 }
 
 
