@@ -172,6 +172,12 @@ class Machine(Growing, Answers):
 
         Nothing is answered. Particles without a live frame are asked only when all others have
         ended, since they would have to replay. Returns whether any has ended or died.
+
+        An inner run that asks no model ends in here, so the offspring of a resampling that follows
+        share what it drew. That is sound: its draws u have the law q(u | path) whether they are made
+        before the resampling or after, and the weights that it resamples by do not depend on them,
+        so that this is SMC on the paths (x, u). (Where u kills its particle, the weight is that of
+        (x, u), as at any barrier.) It costs variety, as everything shared does, not correctness.
         """
         try:
             found, going = self._peek(particles, True)

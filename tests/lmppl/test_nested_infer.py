@@ -36,6 +36,7 @@ from lmppl.inference import (
     infer_stream,
 )
 from lmppl.lm.table import TableLM
+from lmppl.testing import assert_properly_weighted
 
 DRIVERS = ["greenlet", "eager"]
 
@@ -168,6 +169,67 @@ def test_an_inner_run_that_is_begun_ahead_of_a_resampling_keeps_its_key(resampli
         runs = [infer(outer, engine=engine, lm=echo, seed=seed, driver=d) for d in DRIVERS]
         assert runs[0].values() == runs[1].values()
         assert all(side == word for found in runs[0].values() for side, word in found)
+
+
+@pytest.mark.parametrize(
+    ("at", "resampling", "driver"),
+    [
+        ("site", "systematic", "greenlet"),
+        ("factor", "systematic", "eager"),
+        pytest.param("factor", "multinomial", "greenlet", marks=pytest.mark.slow),
+        pytest.param("site", "multinomial", "eager", marks=pytest.mark.slow),
+    ],
+)
+def test_an_inner_run_that_siblings_share_leaves_the_weights_proper(
+    at: Any, resampling: str, driver: str
+) -> None:
+    """It asks no model, so a barrier's look ahead finishes it: siblings inherit what it drew.
+
+    The result ends the program in some particles and not in others, which decides whether those
+    without a frame look ahead too.
+    """
+
+    @program
+    def inner(x: bool) -> Any:
+        return sample("y", Bernoulli(0.8 if x else 0.5))
+
+    @program
+    def outer() -> Any:
+        x = sample("x", Bernoulli(0.3))
+        factor("f", 1.0 if x else 0.2)
+        y = infer(inner, x, engine=Importance(1)).values()[0]
+        if y:
+            return x, y, None
+        factor("g", 0.7 if x else -0.3)
+        z = sample("z", Bernoulli(0.6))
+        factor("h", 0.5 if z == x else 0.0)
+        return x, y, z
+
+    exact = {}
+    for x, p in ((True, 0.3), (False, 0.7)):
+        before, ends = p * math.exp(1.0 if x else 0.2), 0.8 if x else 0.5
+        exact[x, True, None] = before * ends
+        for z, q in ((True, 0.6), (False, 0.4)):
+            later = math.exp((0.7 if x else -0.3) + (0.5 if z == x else 0.0))
+            exact[x, False, z] = before * (1.0 - ends) * q * later
+    engine = SMC(2, resampling=resampling, resample_at=at, always=True)
+    assert_properly_weighted(outer, engine=engine, exact=exact, driver=driver)
+
+
+def test_siblings_share_an_inner_run_that_asks_no_model() -> None:
+    @program
+    def inner() -> Any:
+        return sample("y", Uniform(list(range(1000))))
+
+    @program
+    def outer() -> Any:
+        factor("f", 0.0)
+        y = infer(inner, engine=Importance(1)).values()[0]
+        return y, sample("z", Uniform(list(range(1000))))
+
+    found = infer(outer, engine=SMC(16, resampling="multinomial", always=True), seed=0).values()
+    firsts, seconds = zip(*found, strict=True)
+    assert len(set(firsts)) < 16 and len(set(seconds)) > len(set(firsts))
 
 
 def test_every_engine_inside_and_three_levels() -> None:
