@@ -10,6 +10,7 @@ The package is about JAX, and is imported on demand: `from lmppl.inference impor
 from typing import Any
 
 from lmppl.inference.bffg.backward import BackwardFilter, backward, refine
+from lmppl.inference.bffg.defensive import defensive
 from lmppl.inference.bffg.explain import explain, is_exact
 from lmppl.inference.bffg.families.compound_poisson import CompoundPoisson, panjer
 from lmppl.inference.bffg.families.ctmc import (
@@ -63,8 +64,9 @@ from lmppl.inference.bffg.strings.logits import GuidedLogits
 from lmppl.inference.bffg.strings.matching import matching
 from lmppl.inference.bffg.strings.ngram import fit_ngram
 from lmppl.inference.bffg.strings.potential import string_potential
+from lmppl.inference.bffg.strings.rules import containing, ending, length, starting, words
 from lmppl.inference.bffg.strings.sampler import guided_strings
-from lmppl.inference.bffg.strings.texts import TextAutomaton, containing
+from lmppl.inference.bffg.strings.texts import TextAutomaton, jointly
 from lmppl.inference.bffg.unguided import simulate, unguided
 
 
@@ -130,18 +132,24 @@ __all__ = [
     "containing",
     "counting",
     "distil",
+    "ending",
     "fit_hmm",
     "fit_ngram",
     "guided_strings",
+    "jointly",
+    "length",
     "matching",
+    "starting",
     "step_guide",
     "step_message",
     "string_potential",
     "token_clusters",
+    "words",
     "written",
     "conditional_filter",
     "from_program",
     "dag",
+    "defensive",
     "draw_noise",
     "euler",
     "euler_steps",

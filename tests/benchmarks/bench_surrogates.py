@@ -3,7 +3,8 @@
 Run `python tests/benchmarks/bench_surrogates.py [--quick]`. SmolLM2-135M writes strings after the
 prompt once; each surrogate is fitted to some of them, and its guide draws strings whose weights are
 pooled over the seeds. "log P" is what the surrogate itself takes P(rule) for, "estimate" what the
-weighted strings say. ESS is of weighted strings without resampling.
+weighted strings say. ESS is of weighted strings without resampling. Under the last surrogate strings are
+drawn again with `sampler=TopK(50)`, and by `guided_strings`, which goes on behind the full stop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from lmppl import load
 from lmppl.inference import Importance, bffg, infer
 from lmppl.random import fold
+from lmppl.token_potentials import TopK
 from lmppl.weights import ess, log_mean_exp
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "guided_text.py"))
@@ -86,6 +88,24 @@ def main() -> None:
         ]
     print(f"{'surrogate':12}{'clusters':>9}{'strings':>8}{'fit s':>7}{'log P':>8}{'estimate':>10}"
           f"{'ESS/N':>7}{'ESS per 1000 tokens':>21}")  # fmt: skip
+
+    def row(name: str, spent: float, own: float, lw: Any, tokens: int, kind: Kind) -> None:
+        size = ess(lw)
+        print(f"{name:12}{kind.clusters:9}{kind.strings:8}{spent:7.1f}{own:8.2f}"
+              f"{log_mean_exp(lw):10.2f}{size / len(lw):7.2f}{1000 * size / tokens:21.1f}", flush=True)  # fmt: skip
+
+    def drawn(how: Any) -> tuple[Any, int]:
+        posts = [
+            infer(
+                EXAMPLE["sentence"], kwargs=how, engine=Importance(128), lm=lm, seed=seed,
+                on_dead="return",
+            )
+            for seed in range(seeds)
+        ]  # fmt: skip
+        return np.concatenate([p.log_weights for p in posts]), sum(
+            p.ledger.tokens_out for p in posts
+        )
+
     known: dict[tuple[int, int], bffg.Clusters] = {}
     for kind in kinds:
         began = time.perf_counter()
@@ -97,18 +117,19 @@ def main() -> None:
         guide = bffg.HMMAutomaton(hmm, dfa, LENGTH, dfa.terminal(lambda s: s.accepts))
         spent, own = time.perf_counter() - began, float(guide.log_g(guide.start())[0])
         how = {"potential": bffg.string_potential(guide)}
-        weights, tokens = [], 0
-        for seed in range(seeds):
-            post = infer(
-                EXAMPLE["sentence"], kwargs=how, engine=Importance(128), lm=lm, seed=seed,
-                on_dead="return",
-            )  # fmt: skip
-            weights.append(post.log_weights)
-            tokens += post.ledger.tokens_out
-        lw = np.concatenate(weights)
-        size = ess(lw)
-        print(f"{kind.name:12}{kind.clusters:9}{kind.strings:8}{spent:7.1f}{own:8.2f}"
-              f"{log_mean_exp(lw):10.2f}{size / len(lw):7.2f}{1000 * size / tokens:21.1f}", flush=True)  # fmt: skip
+        row(kind.name, spent, own, *drawn(how), kind)
+    # the last one again, asked for fewer tokens
+    row("  TopK(50)", 0.0, own, *drawn({**how, "sampler": TopK(50)}), kind)
+    for rare in (0.0, 1e-3):
+        runs = [
+            bffg.guided_strings(
+                lm, lm.context(PROMPT), guide, 128, seed, resample=0.0, rare=rare,
+                end=min(lm.eos_ids),
+            )
+            for seed in range(seeds)
+        ]  # fmt: skip
+        lw = np.concatenate([run.log_weights for run in runs])
+        row(f"  rare={rare:g}", 0.0, own, lw, LENGTH * len(lw), kind)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ class _Learner:
         table = np.array([*self.rows, [-1] * 256], dtype=np.int64)
         table[table < 0] = len(self.rows)
         accepts = [s.accepting for s in self.states]
-        return TextAutomaton(table, np.array([*accepts, False]))
+        return TextAutomaton(table, np.array([*accepts, False])[:, None])
 
 
 def _walks(start: ConstraintState, words: list[bytes]) -> list[_Walk]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,13 @@ pytest.importorskip("jax")
 from lmppl import LM, program, sample  # noqa: E402
 from lmppl.errors import BadArgument  # noqa: E402
 from lmppl.inference import SMC, Enumerate, Importance, bffg, infer, tokens  # noqa: E402
-from lmppl.inference.bffg import HMM, HMMAutomaton, containing, matching  # noqa: E402
+from lmppl.inference.bffg import (  # noqa: E402
+    HMM,
+    HMMAutomaton,
+    TextAutomaton,
+    containing,
+    matching,
+)
 from lmppl.lm.table import TableLM  # noqa: E402
 from lmppl.testing import assert_potential_laws, assert_properly_weighted  # noqa: E402
 from lmppl.token_potentials import Lookahead, Matches  # noqa: E402
@@ -29,6 +36,62 @@ def wrong_hmm(tokens: int, seed: int = 0, states: int = 2) -> HMM:
     ones = np.ones(states)
     B = rng.dirichlet(np.ones(tokens), states)
     return HMM(rng.dirichlet(ones), rng.dirichlet(ones, states), B)
+
+
+RULES: dict[str, tuple[TextAutomaton, Callable[[str], bool]]] = {
+    "one of": (
+        bffg.containing("aba", "bb", "ba"),
+        lambda x: any(w in x for w in ("aba", "bb", "ba")),
+    ),
+    "begins": (bffg.starting("ab", "ba", "abb"), lambda x: x.startswith(("ab", "ba"))),
+    "crossed": (bffg.starting("aab", "b a"), lambda x: x.startswith(("aab", "b a"))),
+    "ends": (bffg.ending("aab", "b", " a"), lambda x: x.endswith(("aab", "b", " a"))),
+    "short": (bffg.length(2, 4), lambda x: 2 <= len(x) <= 4),
+    "long": (bffg.length(3), lambda x: len(x) >= 3),
+    "two words": (bffg.words(2, 2), lambda x: len(x.split()) == 2),
+    "some words": (bffg.words(1), lambda x: len(x.split()) >= 1),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_that_of_the_text(name: str) -> None:
+    """All texts of at most six characters, one of them of two bytes."""
+    rule, truth = RULES[name]
+    for n in range(7):
+        for letters in itertools.product("ab é"[: 4 if n < 5 else 3], repeat=n):
+            text = "".join(letters)
+            assert rule(text) == truth(text), text
+
+
+def test_rules_have_no_state_too_many() -> None:
+    """Myhill and Nerode: as many as there are classes of texts."""
+    assert len(bffg.containing("ab", "abb").table) == 3  # whatever holds "abb" holds "ab"
+    assert len((containing("ab") & ~containing("ab")).table) == 1
+    assert len((bffg.length(0, 3) & bffg.length(2, 8)).table) == 5
+    both = bffg.jointly(containing("a"), containing("b"), bffg.length(1))
+    assert len(both.table) == 5  # nothing, another letter, a, b, both
+    for wrong in ((), ("a", "")):
+        with pytest.raises(BadArgument, match="empty word"):
+            bffg.ending(*wrong)
+    with pytest.raises(BadArgument, match="most"):
+        bffg.words(3, 2)
+
+
+def test_rules_can_be_weighed_side_by_side() -> None:
+    """τ of which rules hold: Σ p τ by enumeration, whatever the surrogate."""
+    rules = [containing("a"), containing("bb"), bffg.length(2, 3)]
+    dfa = bffg.jointly(*rules).over(MODEL)
+
+    def worth(holds: Any) -> float:
+        return float(0.25 + sum(holds) + 3.0 * (holds[0] and not holds[2]))
+
+    tau = dfa.terminal(lambda s: worth(s.holds))
+    filter_ = HMMAutomaton(wrong_hmm(4), dfa, 3, tau)
+    truth = sum(
+        p * worth([rule(x) for rule in rules]) for x, p in MODEL.enumerate(max_tokens=3).items()
+    )
+    found = infer(writer(bffg.string_potential(filter_), 3), engine=Enumerate(), lm=MODEL)
+    assert np.exp(found.log_evidence) == pytest.approx(truth, rel=1e-12)
 
 
 def test_words_and_their_logic() -> None:
