@@ -12,9 +12,11 @@ somebody visits must not use the server of his own machine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import secrets
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -203,11 +205,23 @@ def accepted_hosts(host: str, port: int) -> tuple[str, ...]:
     return (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}")
 
 
-def run(app: Starlette, host: str, port: int) -> None:
-    """Serve until Ctrl-C or SIGTERM; requests that run are answered first, for ten seconds."""
+def run(app: Starlette, host: str, port: int, ready: Callable[[], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM; requests that run are answered first, for ten seconds.
+
+    Args:
+        app: what answers.
+        host: where to listen.
+        port: where to listen.
+        ready: called once a request would be answered.
+    """
     import uvicorn
 
-    uvicorn.run(
+    class Announced(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            ready()
+
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -217,3 +231,5 @@ def run(app: Starlette, host: str, port: int) -> None:
         timeout_graceful_shutdown=10,
         limit_concurrency=1024,
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        Announced(config).run()

@@ -95,6 +95,6 @@ def serve(**options: Any) -> int:
         waiting=options["waiting"],
     )
     with line:
-        say(f"{settings.model} by {spec.text}: http://{host}:{port}/v1 (Ctrl-C ends it)")
-        run(Service(loaded.program, line, settings).app(), host, port)
+        told = f"{settings.model} by {spec.text}: http://{host}:{port}/v1 (Ctrl-C ends it)"
+        run(Service(loaded.program, line, settings).app(), host, port, lambda: say(told))
     return 0
