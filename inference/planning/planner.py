@@ -79,7 +79,7 @@ class Plan:
                 NotConverged,
                 stacklevel=2,
             )
-        return max(self.action_probs, key=self.action_probs.__getitem__)
+        return _top(self.action_probs)
 
 
 def plan(
@@ -295,24 +295,23 @@ def _auto(
     plans = [_factored(mdp, problem, "rollout", risk, temperature, policy, {})]
     chosen = options if careful == "vbp" else {"every": False}
     plans.append(_factored(mdp, problem, careful, risk, temperature, policy, chosen))
-    n = rollouts
+    choices = list(dict.fromkeys(_top(p.action_probs) for p in plans))
+    n, m = rollouts, len(choices)
     uniforms = np.random.default_rng(seed).random((n, problem.horizon, len(problem.sizes)))
-    start = np.repeat(_codes(problem), n, axis=0)
-    follow = reactive(problem)
-    runs: dict[Any, Array] = {}
-    for p in plans:
-        action = max(p.action_probs, key=p.action_probs.__getitem__)
-        if action not in runs:
-            first = mdp.actions.index(action)
-            runs[action] = simulate(problem, start, uniforms, follow, first)
+    found = simulate(
+        problem,
+        np.repeat(_codes(problem), n * m, axis=0),
+        np.tile(uniforms, (m, 1, 1)),
+        reactive(problem),
+        np.repeat([mdp.actions.index(a) for a in choices], n),
+    )
+    runs = dict(zip(choices, found.reshape(m, n), strict=True))
     means = {a: float(certainty_equivalent(np.full(n, 1 / n), r, risk)) for a, r in runs.items()}
     # Equal up to rounding is a tie, and max keeps the first: the cheaper method's
     best = max(means, key=lambda a: round(means[a], 9))
-    winner = next(p for p in plans if max(p.action_probs, key=p.action_probs.__getitem__) == best)
+    winner = next(p for p in plans if _top(p.action_probs) == best)
     told = {
-        "candidates": {
-            p.method: max(p.action_probs, key=p.action_probs.__getitem__) for p in plans
-        },
+        "candidates": {p.method: _top(p.action_probs) for p in plans},
         "rollout_means": means,
         "standard_errors": {a: float(r.std(ddof=1) / np.sqrt(n)) for a, r in runs.items()},
         "winner": winner.method,
@@ -370,6 +369,10 @@ def stochasticity(problem: Factors) -> float:
             p = np.maximum(f.table, 1e-300)
             parts.append(float(-(p * np.log(p)).sum(axis=-1).mean() / np.log(p.shape[-1])))
     return float(np.mean(parts)) if parts else 0.0
+
+
+def _top(probs: Mapping[Any, float]) -> Any:
+    return max(probs, key=probs.__getitem__)
 
 
 def _codes(problem: Factors) -> Any:

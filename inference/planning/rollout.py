@@ -11,7 +11,6 @@ stochastic planning (AAAI 2015).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,67 +27,75 @@ def arollout(problem: Factors, states: Codes, start: int = 0, depth: int | None 
     """Scores [n, A] of the first actions in states [n, N] at time `start`, `depth` actions deep."""
     n, a = len(states), len(problem.cost)
     stop = problem.horizon if depth is None else min(problem.horizon, start + depth)
-    f = [np.repeat(np.eye(s)[states[:, i]], a, axis=0) for i, s in enumerate(problem.sizes)]
     uniform = problem.allowed / problem.allowed.sum()
-    first = np.tile(np.eye(a), (n, 1))
-    score = np.zeros(n * a)
-    for t in range(start, stop):
-        law = first if t == start else uniform
-        w = problem.counts[t]
-        score += w * _state_reward(problem, f, law) - problem.paid[t] * (law @ problem.cost)
-        f = [
-            _mean(g.table, [f[p] for p in g.parents], law)
-            for g in problem.factors[: len(problem.sizes)]
-            if g.table is not None
-        ]
-    score += problem.counts[stop] * _state_reward(problem, f, uniform)
+    moves = [(g.parents, _mixed(uniform, g.table)) for g in problem.factors if g.table is not None]
+    gains = [
+        (g.parents, _mixed(uniform, g.local[..., None])) for g in problem.factors if g.local.any()
+    ]
+
+    def reward(f: list[Array]) -> Array:
+        total = sum(x @ u for x, u in zip(f, problem.unary, strict=True))
+        for parents, table in gains:
+            total = total + _mean(table, [f[p] for p in parents])[..., 0]
+        return np.asarray(total)
+
+    # The first state and action are known: what follows is read off
+    every, acts = np.repeat(states, a, axis=0), np.tile(np.arange(a), n)
+    score = problem.counts[start] * realised(problem, every, acts)
+    score -= problem.paid[start] * problem.cost[acts]
+    f = _following(problem, every, acts)
+    for t in range(start + 1, stop):
+        score += problem.counts[t] * reward(f) - problem.paid[t] * (uniform @ problem.cost)
+        f = [_mean(table, [f[p] for p in parents]) for parents, table in moves]
+    score += problem.counts[stop] * reward(f)
     return np.where(problem.allowed, score.reshape(n, a), -np.inf)
 
 
-def _state_reward(problem: Factors, f: list[Array], law: Array) -> Array:
-    total = sum(x @ u for x, u in zip(f, problem.unary, strict=True))
-    for g in problem.factors:
-        if g.local.any():
-            local = g.local[..., None]
-            total = total + _mean(local, [f[p] for p in g.parents], law)[..., 0]
-    return np.asarray(total)
+def _mixed(law: Array, table: Array) -> Array:
+    """A table [parents…, A, x] under a law over actions."""
+    return np.asarray(np.tensordot(law, table, (0, table.ndim - 2)))
 
 
-def _mean(table: Array, parents: list[Array], law: Array) -> Array:
-    """Σ over parents and actions of independent laws [n, …] times table [parents…, A, x]."""
-    if law.ndim == 1:
-        out: Any = np.tensordot(law, table, (0, table.ndim - 2))
-        own = False
-        for p in parents:
-            out = np.einsum("nx,nx...->n...", p, out) if own else np.tensordot(p, out, (1, 0))
-            own = True
-        return np.asarray(out) if own else np.broadcast_to(out, (1, *out.shape))
-    out = table
-    for k, p in enumerate(parents):
-        out = np.einsum("nx,nx...->n...", p, out) if k else np.tensordot(p, out, (1, 0))
-    return np.asarray(np.einsum("na,nax->nx" if parents else "na,ax->nx", law, out))
+def _mean(table: Array, parents: list[Array]) -> Array:
+    """Σ over parents of independent laws [n, …] times table [parents…, x]."""
+    if not parents:
+        return table[None]
+    out = parents[0] @ table.reshape(len(table), -1)
+    for p in parents[1:]:
+        n, d = p.shape
+        out = out.reshape(n, d, -1)
+        out = sum((p[:, x, None] * out[:, x] for x in range(1, d)), p[:, :1] * out[:, 0])
+    return np.asarray(out)
+
+
+def _following(problem: Factors, states: Codes, actions: Codes) -> list[Array]:
+    """The law of every variable after states [n, N] and actions [n]."""
+    return [
+        g.table[(*(states[:, p] for p in g.parents), actions)]
+        for g in problem.factors[: len(problem.sizes)]
+        if g.table is not None
+    ]
 
 
 def simulate(
-    problem: Factors, states: Codes, uniforms: Array, policy: Policy, first: int | None = None
+    problem: Factors, states: Codes, uniforms: Array, policy: Policy, first: Codes | None = None
 ) -> Array:
-    """Returns [n] of runs from `states`; equal `uniforms` [n, H, N] are common random numbers."""
-    n = len(states)
-    rows = np.arange(n)
-    total = np.zeros(n)
+    """Returns [n] of runs from `states`; equal `uniforms` [n, H, N] are common random numbers.
+
+    `first` [n] are the first actions, where the policy is not to choose them.
+    """
+    total = np.zeros(len(states))
     for t in range(problem.horizon):
-        actions = np.full(n, first) if t == 0 and first is not None else policy(t, states)
+        actions = first if t == 0 and first is not None else policy(t, states)
         total += problem.counts[t] * realised(problem, states, actions) - (
             problem.paid[t] * problem.cost[actions]
         )
         following = np.empty_like(states)
-        for i, g in enumerate(problem.factors[: len(problem.sizes)]):
-            if g.table is not None:
-                law = g.table[(*(states[:, p] for p in g.parents), actions)]
-                below = uniforms[rows, t, i][:, None] >= law.cumsum(axis=1)
-                following[:, i] = np.minimum(below.sum(axis=1), law.shape[1] - 1)
+        for i, law in enumerate(_following(problem, states, actions)):
+            below = uniforms[:, t, i, None] >= law.cumsum(axis=1)
+            following[:, i] = np.minimum(below.sum(axis=1), law.shape[1] - 1)
         states = following
-    zero = np.zeros(n, np.intp)
+    zero = np.zeros(len(states), np.intp)
     return np.asarray(total + problem.counts[-1] * realised(problem, states, zero))
 
 

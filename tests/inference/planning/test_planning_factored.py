@@ -238,7 +238,7 @@ def test_the_reactive_continuation_reacts() -> None:
     problem = factors_of(mdp, 2)
     u = np.random.default_rng(0).random((50, 2, 3))
     start = np.repeat(codes(mdp), 50, axis=0)
-    assert simulate(problem, start, u, reactive(problem), first=0).mean() == 1.0
+    assert simulate(problem, start, u, reactive(problem), np.zeros(50, np.intp)).mean() == 1.0
 
 
 @pytest.mark.slow
