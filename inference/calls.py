@@ -19,11 +19,11 @@ from lmppl.inference.checks import (
     unused_params,
 )
 from lmppl.inference.machine.nested import (
+    await_nested,
     inherited,
     run_alone,
     run_eager,
     run_nested,
-    run_nested_async,
 )
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.machine.scheduler import drive_many
@@ -112,7 +112,7 @@ async def ainfer(program: Callable[..., Any], *args: Any, **options: Any) -> Pos
     outer = local.active
     if isinstance(outer, FrameContext):
         run, _ = _prepare(program, args, options)
-        return await run_nested_async(outer, run)
+        return await await_nested(outer, run)
     if isinstance(outer, EagerContext):
         return infer(program, *args, **options)
     models, ambient = local.models, list(local.ambient)

@@ -10,15 +10,17 @@ for every inner run; plugging in its averages is nested Monte Carlo, biased for 
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
-from lmppl.context import Awaited, Context, local
+from lmppl.context import AwaitedSteps, Context, local
 from lmppl.eager import EagerContext
 from lmppl.handlers import using
 from lmppl.inference.machine.population import Jobs
 from lmppl.inference.machine.scheduler import drive
 from lmppl.inference.results.posterior import Posterior
 from lmppl.messages import Message
+from lmppl.primitives import Thunks
 from lmppl.random import Chance, fold
 from lmppl.strands import FrameContext
 from lmppl.types import Key
@@ -63,45 +65,32 @@ def run_alone(run: Jobs, chance: Chance) -> Posterior:
 def run_nested(outer: FrameContext, run: Jobs) -> Posterior:
     """Drive an inner run through the outer frame: its jobs travel in the outer batch."""
     address = outer.address("infer")
-    finished = outer.skip("call", address)
-    if finished is not None:
-        known: Posterior = finished.value
-        return known
-    base = outer.mark()
-    before = local.active
-    jobs, posterior = _advance(run, None, before)
-    while posterior is None:
-        message = Message("jobs", "jobs", f"{address}/jobs", value=jobs)
-        outer.answer(message)
-        for job, outcome in zip(jobs, message.value, strict=True):
-            job.restore(outcome)
-        jobs, posterior = _advance(run, jobs, before)
-    outer.fold(base, "call", address, posterior)
+    posterior: Posterior = outer.run(address, _nested(outer, address, run))
     return posterior
 
 
-async def run_nested_async(outer: FrameContext, run: Jobs) -> Posterior:
+def await_nested(outer: FrameContext, run: Jobs) -> Awaitable[Posterior]:
     """`run_nested` for an `async def` program."""
     address = outer.address("infer")
+    return AwaitedSteps(outer, address, _nested(outer, address, run))
+
+
+def _nested(outer: FrameContext, address: str, run: Jobs) -> Thunks:
+    """The steps of an inner run: each asks the outer engine for some jobs."""
     finished = outer.skip("call", address)
     if finished is not None:
-        known: Posterior = finished.value
-        return known
+        return finished.value
     base = outer.mark()
     before = local.active
     jobs, posterior = _advance(run, None, before)
     while posterior is None:
         message = Message("jobs", "jobs", f"{address}/jobs", value=jobs)
-        outcomes = await _perform(outer, message)
+        outcomes = yield partial(outer.perform, message)
         for job, outcome in zip(jobs, outcomes, strict=True):
             job.restore(outcome)
         jobs, posterior = _advance(run, jobs, before)
     outer.fold(base, "call", address, posterior)
     return posterior
-
-
-def _perform(outer: FrameContext, message: Message) -> Awaitable[Any]:
-    return Awaited(outer, message)
 
 
 def _advance(run: Jobs, done: Any, outer: Any) -> tuple[Any, Posterior | None]:

@@ -205,7 +205,7 @@ def test_an_inner_run_that_siblings_share_leaves_the_weights_proper(
         factor("h", 0.5 if z == x else 0.0)
         return x, y, z
 
-    exact = {}
+    exact: dict[Any, float] = {}
     for x, p in ((True, 0.3), (False, 0.7)):
         before, ends = p * math.exp(1.0 if x else 0.2), 0.8 if x else 0.5
         exact[x, True, None] = before * ends
