@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,16 @@ class BackwardFilter:
         return total
 
 
+class Messages(NamedTuple):
+    """What a `BackwardFilter` has beside what it was made of."""
+
+    g: Any
+    m: Any
+    root: Any
+    scales: Array
+    rest: Any
+
+
 def backward(
     model: Model,
     data: Any,
@@ -117,25 +127,36 @@ def backward(
     if isinstance(rounds, refine):
         bf: BackwardFilter = _refined(model, data, params, wider, rounds.rounds)
     else:
-        bf = _backward(model, data, params, wider, jnp.asarray(rounds))
+        bf = _filter(model, data, params, wider, jnp.asarray(rounds))
     return bf
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _refined(model: Model, data: Array, params: Any, inflate: Any, rounds: int) -> BackwardFilter:
     at = prior_path(model, params)
-    bf: BackwardFilter = _backward(model, data, params, inflate, at)
+    about = partial(_messages, model, data, params, inflate)
     if not rounds or not jnp.issubdtype(at.dtype, jnp.floating):
+        bf: BackwardFilter = _filter(model, data, params, inflate, at)
         return bf  # nothing is expanded about a discrete state
-    at = mean_path(bf)
-    if is_fixed(model, params):  # then so is the guided path: further rounds would find it again
-        bf = _backward(model, data, params, inflate, at, bf)
-        return bf
-    about = partial(_backward, model, data, params, inflate)
-    if rounds > 1:
-        at = jax.lax.fori_loop(1, rounds, lambda _, a: mean_path(about(a)), at)
-    bf = about(at)
-    return bf
+    fixed = is_fixed(model, params)
+    if fixed:  # then so is the guided path: further rounds would find it again
+        rounds = 1
+
+    def kept(at: Array, found: Messages) -> BackwardFilter:
+        return BackwardFilter(params, data, at, *found, inflate, model)
+
+    def again(carry: Any, i: Array) -> Any:
+        at, found = carry
+        found = about(at, (i > 0, found.m) if fixed else None)
+        bf = kept(at, found)
+        # the same functions about all anchors do not change with them
+        seen = jax.lax.stop_gradient(bf) if fixed else bf
+        return (jax.lax.cond(i < rounds, mean_path, lambda bf: bf.anchors, seen), found), None
+
+    # one loop, whose body is compiled once; the path found about the last anchors is not needed
+    empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(about, at))
+    start = (jax.lax.stop_gradient(at) if fixed else at, empty)
+    return kept(*jax.lax.scan(again, start, jnp.arange(rounds + 1))[0])
 
 
 def is_fixed(model: Model, params: Any) -> bool:
@@ -151,17 +172,22 @@ def is_fixed(model: Model, params: Any) -> bool:
 
 
 @partial(jax.jit, static_argnums=0)
-def _backward(
+def _filter(model: Model, data: Array, params: Any, inflate: Any, at: Array) -> BackwardFilter:
+    found = _messages(model, data, params, inflate, at)
+    return BackwardFilter(params, data, at, *found, inflate, model)
+
+
+def _messages(
     model: Model, data: Array, params: Any, inflate: Any, at: Array, known: Any = None
-) -> BackwardFilter:
-    """About some anchors; `known` is the same about others, where `is_fixed`."""
+) -> Messages:
+    """About some anchors.
+
+    `known`, where `is_fixed`: whether messages about others are there, and these.
+    """
     acc = leaf_messages(model, data, params, at)
     if model.is_chain:
-        found = _chain(model, params, inflate, at, acc, known)
-    else:
-        found = _levels(model, params, inflate, at, acc)
-    g, m, root, scales, rest = found
-    return BackwardFilter(params, data, at, g, m, root, scales, rest, inflate, model)
+        return _chain(model, params, inflate, at, acc, known)
+    return _levels(model, params, inflate, at, acc)
 
 
 def leaf_messages(model: Model, data: Array, params: Any, at: Array) -> Any:
@@ -213,9 +239,7 @@ def _pull(
     return k_tilde.pullback_many(g, at)
 
 
-def _chain(
-    model: Model, params: Any, inflate: Any, at: Array, acc: Any, known: BackwardFilter | None
-) -> Any:
+def _chain(model: Model, params: Any, inflate: Any, at: Array, acc: Any, known: Any) -> Messages:
     """g, m, root and scales of a chain; it has no colliders."""
     kind = model.kinds[1]
     last = jax.tree.map(lambda a: a[-1], acc).one()
@@ -236,19 +260,20 @@ def _chain(
     if empty is None:
         m0, (g, m, scales) = jax.lax.scan(back, last, xs, reverse=True)
     else:
-        ends = (
-            ends_of_blocks(prepend, empty, last, xs)
-            if known is None
-            else ends_again(known.m[0], last, at[:-1])
-        )
-        m0, (g, m, scales) = filter_in_blocks(back, ends, xs)
+        ends = partial(ends_of_blocks, prepend, empty, last, xs)
+        if known is None:
+            begin = ends()
+        else:
+            there, (sent,) = known
+            begin = jax.lax.cond(there, lambda: ends_again(sent, last, at[:-1]), ends)
+        m0, (g, m, scales) = filter_in_blocks(back, begin, xs)
     scale, g0 = add(jax.tree.map(lambda a: a[0], acc), m0).normalize()
     root = _pull(model, model.kinds[0], params, model.covariate(0), g0, source(), inflate, 0)
     g = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), g0, g)
-    return g, (m,), (root[None],), jnp.concatenate([scale[None], scales]), None
+    return Messages(g, (m,), (root[None],), jnp.concatenate([scale[None], scales]), None)
 
 
-def _levels(model: Model, params: Any, inflate: Any, at: Array, acc: Any) -> Any:
+def _levels(model: Model, params: Any, inflate: Any, at: Array, acc: Any) -> Messages:
     """g, m, root, scales and rest of a graph."""
     scales = jnp.zeros(model.n, at.dtype if jnp.issubdtype(at.dtype, jnp.floating) else None)
     carry = (acc, scales, acc if model.adaptive else None)
@@ -259,7 +284,7 @@ def _levels(model: Model, params: Any, inflate: Any, at: Array, acc: Any) -> Any
         ms.append(ups)
     g, scales, rest = carry
     root, *ms = reversed(ms)
-    return g, tuple(ms), tuple(r[0] for r in root), scales, rest
+    return Messages(g, tuple(ms), tuple(r[0] for r in root), scales, rest)
 
 
 def _level(

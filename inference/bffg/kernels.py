@@ -188,6 +188,9 @@ def is_anchored(found: Any) -> bool:
 
 def closed_form(kernel: Kernel, message: Message) -> Guided | None:
     """The closed form of a pair of types, if there is one."""
+    made: Guided | None = message.closed_form(lambda base: closed_form(kernel, base))
+    if made is not None:
+        return made
     for kind in type(kernel).__mro__:
         if (kind, type(message)) in _guided:
             return _guided[kind, type(message)]

@@ -27,8 +27,14 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
+from lmppl.inference.bffg.small import product
+
 Array = Any
 """A JAX array, or anything that JAX takes for one."""
+
+
+GROUP = 16
+"""Numbers that `pairwise_sum` adds one after the other."""
 
 
 class Message(ABC):
@@ -53,6 +59,14 @@ class Message(ABC):
             mean: message -> the child that it guides to without noise.
         """
         return self
+
+    def closed_form(self, find: Callable[[Message], Any]) -> Any:
+        """That of a kernel, where it is made of the one for another message; None: as registered.
+
+        Args:
+            find: message -> closed form, or None.
+        """
+        return None
 
     @abstractmethod
     def normalize(self) -> tuple[Array, Self]:
@@ -149,13 +163,14 @@ class Gaussian(Message):
     def log_value(self, x: Array) -> Array:
         """log g(x)."""
         u = x - self.anchor
-        return self.c + self.F @ u - 0.5 * u @ self.H @ u
+        return self.c + product(self.F, u) - 0.5 * product(u, product(self.H, u))
 
     def at(self, anchor: Array) -> Gaussian:
         """The same function about another anchor."""
         s = anchor - self.anchor
-        h = self.H @ s
-        return Gaussian(anchor, self.c + self.F @ s - 0.5 * s @ h, self.F - h, self.H)
+        h = product(self.H, s)
+        c = self.c + product(self.F, s) - 0.5 * product(s, h)
+        return Gaussian(anchor, c, self.F - h, self.H)
 
     def normalize(self) -> tuple[Array, Gaussian]:
         """The value at the anchor becomes 1."""
@@ -243,14 +258,12 @@ class PerParent:
 
 
 def pairwise_sum(x: Array) -> Array:
-    """Σ x_i over the first axis by halving: the rounding error grows as log n, not as n.
+    """Σ x_i over the first axis in groups of groups: the rounding error grows as log n, not as n.
 
     >>> float(pairwise_sum(jnp.arange(5.0)))
     10.0
     """
-    while x.shape[0] > 1:
-        if x.shape[0] % 2:
-            x = jnp.concatenate([x, jnp.zeros_like(x[:1])])
-        half = x.shape[0] // 2
-        x = x[:half] + x[half:]
-    return x[0] if x.shape[0] else jnp.zeros(x.shape[1:], x.dtype)
+    while x.shape[0] > GROUP:
+        spare = jnp.zeros((-x.shape[0] % GROUP, *x.shape[1:]), x.dtype)
+        x = jnp.concatenate([x, spare]).reshape(-1, GROUP, *x.shape[1:]).sum(axis=1)
+    return jnp.sum(x, axis=0)

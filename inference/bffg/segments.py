@@ -25,8 +25,10 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmppl.inference.bffg.messages import Array
+from lmppl.inference.bffg.small import product
 
 LONG = 200
 """Edges from which blocks pay."""
@@ -45,9 +47,9 @@ class Segment(ABC):
 
 
 def cut(edges: int) -> tuple[int, int]:
-    """How many blocks there are, and how many edges in front are left over."""
+    """How many blocks there are, and how many edges are missing from the first to be as long."""
     blocks = math.isqrt(edges)
-    return blocks, edges % blocks
+    return blocks, -edges % blocks
 
 
 def ends_of_blocks(prepend: Callable[[Any, Any], Any], empty: Any, last: Any, xs: Any) -> Any:
@@ -59,10 +61,12 @@ def ends_of_blocks(prepend: Callable[[Any, Any], Any], empty: Any, last: Any, xs
         last: the message to the last node.
         xs: of all edges.
     """
-    blocks, front = cut(_length(xs))
-    body = _fold(xs, front, blocks)
+    body, real = _fold(xs, _row(xs, 0)), _real(xs)
     segments, _ = jax.lax.scan(
-        lambda s, row: (jax.vmap(prepend)(s, row), None), _repeat(empty, blocks), body, reverse=True
+        lambda s, row: (_where(row[1], jax.vmap(prepend)(s, row[0]), s), None),
+        _repeat(empty, real.shape[1]),
+        (body, real),
+        reverse=True,
     )
 
     def jump(message: Any, row: Any) -> Any:
@@ -74,9 +78,9 @@ def ends_of_blocks(prepend: Callable[[Any, Any], Any], empty: Any, last: Any, xs
 
 def ends_again(m: Any, last: Any, anchors: Array) -> Any:
     """The same, from the messages [T, …] that a filter about other anchors sent to the parents."""
-    blocks, front = cut(_length(m))
-    block = (_length(m) - front) // blocks
-    ends = slice(front + block, None, block)
+    blocks, missing = cut(_length(m))
+    block = (_length(m) + missing) // blocks
+    ends = slice(block - missing, None, block)
     found = jax.vmap(lambda message, a: message.at(a))(_row(m, ends), anchors[ends])
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), found, last)
 
@@ -89,16 +93,18 @@ def filter_in_blocks(back: Callable[[Any, Any], Any], ends: Any, xs: Any) -> Any
         ends: the messages to the last nodes of all blocks.
         xs: of all edges.
     """
-    blocks, front = cut(_length(xs))
-    body = _fold(xs, front, blocks)
-    up, out = jax.lax.scan(jax.vmap(back), ends, body, reverse=True)
-    m0, ahead = jax.lax.scan(back, _row(up, 0), jax.tree.map(lambda a: a[:front], xs), reverse=True)
+    body, real = _fold(xs, _row(xs, 0)), _real(xs)
+
+    def step(m: Any, row: Any) -> Any:
+        up, out = jax.vmap(back)(m, row[0])
+        return _where(row[1], up, m), out
+
+    up, (g_all, m_all, scales) = jax.lax.scan(step, ends, (body, real), reverse=True)
     # the last node of a block has seen a rounded copy of what the next block sends: now the thing
     first = jax.tree.map(lambda a: a[-1, :-1], body)
     _, (g, _, scale) = jax.vmap(back)(jax.tree.map(lambda a: a[1:], up), first)
-    g_all, m_all, scales = out
     out = (jax.tree.map(_put, g_all, g), m_all, _put(scales, scale))
-    return m0, jax.tree.map(lambda a, b: jnp.concatenate([a, _flat(b)]), ahead, out)
+    return _row(up, 0), jax.tree.map(lambda a: _flat(a)[cut(_length(xs))[1] :], out)
 
 
 def affine_path(move: Callable[[Array, Any], Array], x0: Array, about: Array, xs: Any) -> Array:
@@ -117,23 +123,22 @@ def affine_path(move: Callable[[Array, Any], Array], x0: Array, about: Array, xs
 
     slopes, ends = jax.vmap(jax.jacfwd(both, has_aux=True))(about[:-1], xs)
     maps = (slopes, ends - about[1:])
-    blocks, front = cut(_length(maps))
-    body = _fold(maps, front, blocks)
+    blocks, missing = cut(_length(maps))
 
     def apply(u: Array, f: Any) -> Any:
-        u = f[0] @ u + f[1]
+        u = product(f[0], u) + f[1]
         return u, u
 
     def compose(f: Any, g: Any) -> Any:
-        return (g[0] @ f[0], g[0] @ f[1] + g[1])
+        return (product(g[0], f[0]), product(g[0], f[1]) + g[1])
 
-    d = x0.shape[0]
-    identity = _repeat((jnp.eye(d, dtype=x0.dtype), jnp.zeros(d, x0.dtype)), blocks)
-    whole, _ = jax.lax.scan(lambda f, g: (jax.vmap(compose)(f, g), None), identity, body)
-    u, ahead = jax.lax.scan(apply, x0 - about[0], jax.tree.map(lambda a: a[:front], maps))
-    _, starts = jax.lax.scan(lambda u, f: (apply(u, f)[0], u), u, whole)
+    identity = (jnp.eye(x0.shape[0], dtype=x0.dtype), jnp.zeros_like(x0))
+    body = _fold(maps, identity)
+    many = _repeat(identity, blocks)
+    whole, _ = jax.lax.scan(lambda f, g: (jax.vmap(compose)(f, g), None), many, body)
+    _, starts = jax.lax.scan(lambda u, f: (apply(u, f)[0], u), x0 - about[0], whole)
     _, inside = jax.lax.scan(jax.vmap(apply), starts, body)
-    return about[1:] + jnp.concatenate([ahead, _flat(inside)])
+    return about[1:] + _flat(inside)[missing:]
 
 
 def _length(tree: Any) -> int:
@@ -149,11 +154,26 @@ def _row(tree: Any, index: int | slice) -> Any:
     return jax.tree.map(lambda a: a[index], tree)
 
 
-def _fold(tree: Any, front: int, blocks: int) -> Any:
-    """[T, …] without the front, as [steps, blocks, …]."""
-    return jax.tree.map(
-        lambda a: jnp.swapaxes(a[front:].reshape(blocks, -1, *a.shape[1:]), 0, 1), tree
-    )
+def _fold(tree: Any, row: Any) -> Any:
+    """[T, …] as [steps, blocks, …], with copies of a row in front so that all blocks are as long."""
+    blocks, missing = cut(_length(tree))
+
+    def fold(a: Array, b: Array) -> Array:
+        whole = jnp.concatenate([*[b[None]] * missing, a])
+        return jnp.swapaxes(whole.reshape(blocks, -1, *a.shape[1:]), 0, 1)
+
+    return jax.tree.map(fold, tree, row)
+
+
+def _real(tree: Any) -> Array:
+    """Where the rows of `_fold` are no padding [steps, blocks]."""
+    blocks, missing = cut(_length(tree))
+    return (np.arange(_length(tree) + missing) >= missing).reshape(blocks, -1).T
+
+
+def _where(on: Array, a: Any, b: Any) -> Any:
+    """Rows of a where `on` [blocks], else of b."""
+    return jax.tree.map(lambda a, b: jnp.where(on.reshape(-1, *[1] * (a.ndim - 1)), a, b), a, b)
 
 
 def _put(a: Array, b: Array) -> Array:

@@ -26,52 +26,49 @@ import jax
 import jax.numpy as jnp
 
 from lmppl.inference.bffg.families.gaussian_segment import GaussianSegment
-from lmppl.inference.bffg.families.small import cholesky, solve_lower, solve_upper
 from lmppl.inference.bffg.kernels import Kernel, Surrogate, guided, surrogate
 from lmppl.inference.bffg.messages import Array, Gaussian
+from lmppl.inference.bffg.small import inverse_factor, log_diagonal, product
 
 LOG_2PI = 1.8378770664093453
 
 
 @dataclass(frozen=True)
 class _Core:
-    """What all formulas share: HL, C, ε* and the slope at u* of the module's first lines."""
+    """What all formulas share: HL, C⁻¹, ε* and the slope at u* of the module's first lines."""
 
     HL: Array
-    C: Array
+    C_inv: Array
     noise: Array
     slope: Array
     log_kg: Array
 
     def tilted(self, z: Array) -> Array:
         """The noise of the guided child: N(ε*, M⁻¹)."""
-        return self.noise + solve_upper(self.C, z) if len(z) else z
+        return self.noise + product(self.C_inv.T, z)
 
 
 def _core(g: Gaussian, mean: Array, L: Array) -> _Core:
-    s, HL = mean - g.anchor, g.H @ L
-    if L.shape[-1]:
-        C = cholesky(jnp.eye(L.shape[-1], dtype=L.dtype) + L.T @ HL)
-        noise = solve_upper(C, solve_lower(C, L.T @ (g.F - g.H @ s)))
-    else:
-        C, noise = jnp.zeros((0, 0), L.dtype), jnp.zeros(0, L.dtype)
-    u = s + L @ noise
-    slope = g.F - g.H @ u
-    value = g.c + 0.5 * u @ (g.F + slope) - 0.5 * noise @ noise
-    return _Core(HL, C, noise, slope, value - jnp.sum(jnp.log(jnp.diagonal(C))))
+    s, HL = mean - g.anchor, product(g.H, L)
+    C_inv = inverse_factor(jnp.eye(L.shape[-1], dtype=L.dtype) + product(L.T, HL))
+    noise = product(C_inv.T, product(C_inv, product(L.T, g.F - product(g.H, s))))
+    u = s + product(L, noise)
+    slope = g.F - product(g.H, u)
+    value = g.c + 0.5 * product(u, g.F + slope) - 0.5 * product(noise, noise)
+    return _Core(HL, C_inv, noise, slope, value + log_diagonal(C_inv))
 
 
 def gaussian_step(g: Gaussian, mean: Array, L: Array, z: Array) -> tuple[Array, Array]:
     """The guided child, and log (k g) of its parent."""
     core = _core(g, mean, L)
-    return mean + L @ core.tilted(z), core.log_kg
+    return mean + product(L, core.tilted(z)), core.log_kg
 
 
 def log_normal(u: Array, L: Array) -> Array:
     """log N(u; 0, LL') of a regular covariance."""
-    C = cholesky(L @ L.T)
-    w = solve_lower(C, u)
-    return -0.5 * w @ w - jnp.sum(jnp.log(jnp.diagonal(C))) - 0.5 * u.shape[-1] * LOG_2PI
+    C_inv = inverse_factor(product(L, L.T))
+    w = product(C_inv, u)
+    return -0.5 * product(w, w) + log_diagonal(C_inv) - 0.5 * u.shape[-1] * LOG_2PI
 
 
 @jax.tree_util.register_dataclass
@@ -103,11 +100,11 @@ class LinearGaussian(Surrogate):
 
     def mean(self, parent: Array) -> Array:
         """B x + β."""
-        return self.beta + (self.B @ jnp.ravel(parent) if self.B.shape[-1] else 0.0)
+        return self.beta + product(self.B, jnp.ravel(parent))
 
     def forward(self, parent: Array, noise: Array) -> Array:
         """B x + β + L ε."""
-        return self.mean(parent) + self.L @ noise
+        return self.mean(parent) + product(self.L, noise)
 
     def log_prob(self, parent: Array, child: Array) -> Array:
         """log N(child; Bx + β, LL'); the covariance must be regular."""
@@ -129,18 +126,15 @@ class LinearGaussian(Surrogate):
         """Noise ε ~ q, and log N(ε; 0, I) - log q(ε): rung 4 of kernels without a density."""
         core = _core(g, self.mean(parent), self.L)
         e = core.tilted(z)
-        log_q = -0.5 * z @ z + jnp.sum(jnp.log(jnp.diagonal(core.C)))
-        return e, -0.5 * e @ e - log_q
+        log_q = -0.5 * product(z, z) - log_diagonal(core.C_inv)
+        return e, -0.5 * product(e, e) - log_q
 
     def pullback(self, message: Gaussian, anchor: Array) -> Gaussian:
         """Exact: the message of the parent, about its anchor."""
         core = _core(message, self.mean(anchor), self.L)
-        H = message.H
-        if self.L.shape[-1]:
-            K = solve_lower(core.C, core.HL.T)
-            H = H - K.T @ K
-        B = self.B
-        return Gaussian(jnp.ravel(anchor), core.log_kg, B.T @ core.slope, B.T @ H @ B)
+        B, K = self.B, product(core.C_inv, core.HL.T)
+        H = product(B.T, message.H - product(K.T, K), B)
+        return Gaussian(jnp.ravel(anchor), core.log_kg, product(B.T, core.slope), H)
 
     def pullback_many(self, message: Gaussian, anchor: Array) -> Gaussian:
         """One message per parent: the cross blocks of H are dropped at the anchors."""
@@ -154,12 +148,12 @@ class LinearGaussian(Surrogate):
     def given(self, parents: Array, index: int) -> LinearGaussian:
         """The others shift the mean."""
         d = parents.shape[1]
-        others = self.B @ jnp.ravel(parents.at[index].set(0.0))
+        others = product(self.B, jnp.ravel(parents.at[index].set(0.0)))
         return LinearGaussian(self.B[:, index * d : (index + 1) * d], self.beta + others, self.L)
 
-    def segment(self, message: Gaussian) -> GaussianSegment | None:
-        """Of no edge; none without noise, whose C has no entries."""
-        return GaussianSegment.empty(message) if self.L.shape[-1] else None
+    def segment(self, message: Gaussian) -> GaussianSegment:
+        """Of no edge."""
+        return GaussianSegment.empty(message)
 
     def inflated(self, amount: Array) -> LinearGaussian:
         """Covariance LL' + amount I."""
@@ -204,7 +198,9 @@ def linearize(kernel: NonlinearGaussian, anchor: Array) -> LinearGaussian:
     mean = kernel.mean(anchor, kernel.theta)
     J = jax.jacfwd(kernel.mean)(anchor, kernel.theta)
     B = J.reshape(mean.shape[-1], -1)
-    return LinearGaussian(B, mean - B @ jnp.ravel(anchor), kernel.factor(anchor, kernel.theta))
+    return LinearGaussian(
+        B, mean - product(B, jnp.ravel(anchor)), kernel.factor(anchor, kernel.theta)
+    )
 
 
 @guided(NonlinearGaussian, Gaussian)
@@ -231,28 +227,27 @@ class GaussianLeaf:
     shift: Array | None = None
     exact = True
 
-    def _parts(self, y: Array, x: Array) -> tuple[Array, Array, Array, Array]:
+    def _parts(self, y: Array, x: Array) -> tuple[Array, Array, Array]:
+        """A and y - A x in units of the noise, and the constant of the density."""
         seen = jnp.isfinite(y)
         y = y if self.shift is None else y - self.shift
         # cleaned before use: a nan in a branch not taken still makes nan gradients
         A = jnp.where(seen[:, None], self.A, 0.0)
         R = jnp.where(seen[:, None] & seen[None, :], self.R, jnp.eye(y.shape[0], dtype=A.dtype))
-        residual = jnp.where(seen, jnp.where(seen, y, 0.0) - A @ x, 0.0)
-        C = cholesky(R)
-        constant = -jnp.sum(jnp.log(jnp.diagonal(C))) - 0.5 * LOG_2PI * jnp.sum(seen)
-        return A, C, residual, constant
+        residual = jnp.where(seen, jnp.where(seen, y, 0.0) - product(A, x), 0.0)
+        C_inv = inverse_factor(R)
+        constant = log_diagonal(C_inv) - 0.5 * LOG_2PI * jnp.sum(seen)
+        return product(C_inv, A), product(C_inv, residual), constant
 
     def message(self, y: Array, anchor: Array) -> Gaussian:
         """The likelihood of y, about an anchor."""
-        A, C, residual, constant = self._parts(y, anchor)
-        w, V = solve_lower(C, residual), solve_lower(C, A)
-        return Gaussian(anchor, constant - 0.5 * w @ w, V.T @ w, V.T @ V)
+        V, w, constant = self._parts(y, anchor)
+        return Gaussian(anchor, constant - 0.5 * product(w, w), product(V.T, w), product(V.T, V))
 
     def log_prob(self, x: Array, y: Array) -> Array:
         """log N(y; A x, R) of the coordinates that are not missing."""
-        _, C, residual, constant = self._parts(y, x)
-        w = solve_lower(C, residual)
-        return constant - 0.5 * w @ w
+        _, w, constant = self._parts(y, x)
+        return constant - 0.5 * product(w, w)
 
 
 @jax.tree_util.register_dataclass

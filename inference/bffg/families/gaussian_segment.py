@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmppl.inference.bffg.families.small import cholesky, solve_lower
 from lmppl.inference.bffg.messages import Array, Gaussian
 from lmppl.inference.bffg.segments import Segment
+from lmppl.inference.bffg.small import inverse_factor, product
 
 
 @jax.tree_util.register_dataclass
@@ -56,17 +56,16 @@ class GaussianSegment(Segment):
         """With a linear-Gaussian edge in front."""
         F, H = g.F + self.F, g.H + self.H
         s = k.mean(anchor) - g.anchor
-        r, HL = F - H @ s, H @ k.L
-        C = cholesky(jnp.eye(HL.shape[1], dtype=H.dtype) + k.L.T @ HL)
-        right = jnp.concatenate([HL.T, k.L.T, (k.L.T @ r)[:, None]], axis=1)
-        K, V, w = jnp.split(solve_lower(C, right), [len(F), 2 * len(F)], axis=1)
-        BV = self.B @ V.T
+        r, HL = F - product(H, s), product(H, k.L)
+        C_inv = inverse_factor(jnp.eye(HL.shape[1], dtype=H.dtype) + product(k.L.T, HL))
+        K, V = product(C_inv, HL.T), product(C_inv, k.L.T)
+        w, BV = product(V, r), product(self.B, V.T)
         return GaussianSegment(
-            k.B.T @ (r - K.T @ w[:, 0]),
-            k.B.T @ (H - K.T @ K) @ k.B,
-            (self.B - BV @ K) @ k.B,
-            self.shift + self.B @ s + BV @ w[:, 0],
-            self.Q + BV @ BV.T,
+            product(k.B.T, r - product(K.T, w)),
+            product(k.B.T, H - product(K.T, K), k.B),
+            product(self.B - product(BV, K), k.B),
+            self.shift + product(self.B, s) + product(BV, w),
+            self.Q + product(BV, BV.T),
         )
 
     def pull(self, message: Gaussian, anchor: Array) -> Gaussian:
