@@ -1,4 +1,4 @@
-"""What pages say of the code: the list of public names, and tests that are named as proofs.
+"""What pages say of the code: public names, tests named as proofs, files, modules and options.
 
 Regenerate the list by `make public-names`.
 """
@@ -22,6 +22,9 @@ EXPORTED = {
     "lmppl.handlers": "Handlers: what changes the meaning of sites.",
     "lmppl.inference": "Engines and posteriors.",
     "lmppl.inference.learning": "Models trained on what engines infer.",
+    "lmppl.inference.planning": "Agents that choose, and what they plan with.",
+    "lmppl.graphs": "Structure: what depends on what, and graphs of thoughts.",
+    "lmppl.graphs.methods": "Published ways of thinking, as graphs of thoughts.",
     "lmppl.testing": "Checks that you can run on your own programs, engines, distributions and models.",
     "lmppl.token_potentials": "What a string should be like, weighed while it is written; samplers.",
 }
@@ -54,8 +57,9 @@ BENEATH = {
 
 HEAD = """# Public names
 
-One line each, from the docstrings. `help(name)` has the rest. The names of the first five modules are
-the interface: `tests/public_names.txt` records them, and a change shows in the diff.
+One line each, from the docstrings. `help(name)` has the rest. The names of all modules before
+[Beneath](#beneath) are the interface: `tests/public_names.txt` records them, and a change shows in the
+diff.
 """
 
 
@@ -128,6 +132,68 @@ def test_a_named_proof_exists(file: str, name: str) -> None:
         if isinstance(n, ast.FunctionDef)
     ]
     assert not name or name in names, f"a page names {file}::{name}"
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILE = r"(?<![\w/.])((?:lmppl|inference|graphs|tests|examples|docs)/[\w./*-]*)"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_files_exist(page: Path) -> None:
+    """Outside of blocks, which are run, and without the web's own paths."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    quoted = " ".join(re.findall(r"`([^`\n]+)`", prose))
+    wanted = {name.rstrip("./") for name in re.findall(FILE, quoted) if "<" not in quoted}
+    assert [name for name in sorted(wanted) if not list(ROOT.glob(name))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_modules_have_what_is_named(page: Path) -> None:
+    assert [n for n in sorted(dotted(page.read_text("utf-8"))) if not is_there(n.split("."))] == []
+
+
+def dotted(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w.])lmppl(?:\.[A-Za-z_]\w*)+", text))
+
+
+def is_there(parts: list[str]) -> bool:
+    """A module, or a word in the file of the nearest one: no module is imported for it."""
+    for k in range(len(parts), 0, -1):
+        folder = ROOT.joinpath(*parts[:k])
+        for file in (folder.with_suffix(".py"), folder / "__init__.py"):
+            if file.is_file():
+                return k == len(parts) or bool(
+                    re.search(rf"\b{parts[k]}\b", file.read_text("utf-8"))
+                )
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_options_that_commands_are_given_exist(page: Path) -> None:
+    """Of `lmppl COMMAND` and of `python FILE`, in blocks and in prose."""
+    from lmppl.cli import cli
+
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    wrong = []
+    for command, rest in re.findall(r"\blmppl (\w+)((?: [^\n`]*)?)", text):
+        if command in cli.commands:
+            known = {o for p in cli.commands[command].params for o in (*p.opts, *p.secondary_opts)}
+            wrong += [(command, o) for o in options_in(rest) if o not in known]
+    for file, rest in re.findall(rf"python {FILE}([^\n`]*)", text):
+        words = set(re.findall(r"[\w-]+", (ROOT / file).read_text("utf-8")))
+        wrong += [(file, o) for o in options_in(rest) if not {o, o[2:].replace("-", "_")} & words]
+    assert wrong == []
+
+
+def options_in(line: str) -> list[str]:
+    return re.findall(r"(?<!\S)(--[a-z][a-z0-9-]*)", line)
+
+
+def test_these_tests_see_what_is_wrong() -> None:
+    assert is_there(["lmppl", "lm", "load"]) and is_there(["lmppl", "inference", "SMC"])
+    assert not is_there(["lmppl", "inference", "smc", "SCM"]) and not is_there(["lmpl"])
+    assert dotted("see `lmppl.lm.load`, not x.lmppl.y") == {"lmppl.lm.load"}
+    assert options_in(" a.py --data x --out=y -h a--b") == ["--data", "--out"]
 
 
 if __name__ == "__main__":
