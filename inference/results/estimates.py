@@ -57,14 +57,18 @@ class Marginal(dict[Any, float]):
         return 0.5 * math.fsum(abs(self.get(v, 0.0) - q.get(v, 0.0)) for v in {*self, *q})
 
     def __str__(self) -> str:
-        rows = [f"{p:7.4f} ± {self.se.get(v, math.nan):.4f}  {v!r:.80}" for v, p in self.items()]
+        rows = [f"{p:7.4f}{self._error(v)}  {v!r:.80}" for v, p in self.items()]
         return "\n".join(rows[:20] + ([f"… {len(rows) - 20} more"] if len(rows) > 20 else []))
+
+    def _error(self, value: Any) -> str:
+        se = self.se.get(value, math.nan)
+        return "" if math.isnan(se) else f" ± {se:.4f}"
 
     def _repr_html_(self) -> str:
         from lmppl.html import bar, text
 
         rows = "".join(
-            f"<tr><td>{bar(p)}</td><td>{p:.4f}</td><td>± {self.se.get(v, math.nan):.4f}</td><td>{text(v)}</td></tr>"
+            f"<tr><td>{bar(p)}</td><td>{p:.4f}</td><td>{self._error(v)}</td><td>{text(v)}</td></tr>"
             for v, p in list(self.items())[:50]
         )
         return f"<table>{rows}</table>"
