@@ -80,7 +80,8 @@ def random_llama(shape: str, like: Path, device: str) -> Path:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
-        return (torch.randn(rows, columns, device=device) * columns**-0.5).to(dtype).cpu()
+        made: torch.Tensor = (torch.randn(rows, columns, device=device) * columns**-0.5).to(dtype)
+        return made.cpu()
 
     weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden)}
     ones = torch.ones(hidden, dtype=dtype)

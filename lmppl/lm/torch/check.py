@@ -16,6 +16,7 @@ from lmppl.lm.torch.cache import Block
 from lmppl.lm.torch.llama import Llama
 from lmppl.lm.torch.network import Network
 from lmppl.lm.torch.on_gpu import kernels_of
+from lmppl.lm.torch.reproduces import different
 from lmppl.lm.torch.store import RetainedRows
 from lmppl.types import Ids
 
@@ -145,7 +146,4 @@ def _differ(network: Network, use: Callable[[], None]) -> str | None:
         found = torch.cat([network.step(block, tokens), network.step(block, tokens)])
     except Exception as error:  # whatever the capture of a graph raises, plain steps go on
         return f"{type(error).__name__}: {error}"
-    likely = torch.log_softmax(plain, dim=1)
-    gap = (torch.log_softmax(found, dim=1) - likely)[likely > -12.0].abs().max().item()
-    bound = BOUND if network.dtype == torch.float32 else HALF_BOUND
-    return None if gap <= bound else f"log-probabilities differ by {gap:.3g}"
+    return different(plain, found, network.dtype)

@@ -103,3 +103,13 @@ def _quiet() -> Iterator[None]:
     finally:
         if on:
             logging.enable_progress_bar()
+
+
+def eos_of(model: Any) -> list[int]:
+    """The ids that end a text, as its settings say."""
+    found: list[int] = []
+    for config in (getattr(model, "generation_config", None), model.config):
+        value = getattr(config, "eos_token_id", None)
+        if value is not None:
+            found += [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
+    return found

@@ -34,7 +34,7 @@ MOST = 24
 WIDTH = kernels.HEAD + kernels.CELL * MOST
 BLOCK = 64
 """Slots that are read together."""
-BUSY = 512
+BUSY = 1600
 """Programs that fill a GPU: fewer rows split their slots among several."""
 LEAST_GROUP = 16
 """Rows of the smallest product of a tensor core."""
@@ -141,7 +141,7 @@ class FusedLlama:
         kernels.attend[(rows, self.kv, splits)](
             q, parts, tops, sums, table, layer, self.size**-0.5, WIDTH=WIDTH, FIRST=kernels.HEAD,
             EACH=kernels.CELL, KV=self.kv, PER=per, GROUP=max(LEAST_GROUP, bucket_of(per)), D=self.size,
-            BLOCK=BLOCK, SPLITS=splits, num_warps=4,
+            BLOCK=BLOCK, SPLITS=splits, num_warps=2,
         )  # fmt: skip
         if splits > 1:
             kernels.merge[(rows * self.heads,)](

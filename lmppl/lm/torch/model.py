@@ -116,7 +116,7 @@ class TorchLM(Tokenized):
         with self.computing():
             # only our own attention can keep rows apart
             self.network = Network(model, "slots" if deterministic else engine, same=deterministic)
-        self.tokenizer = HFTokenizer(tokenizer, self.network.width, _eos(model))
+        self.tokenizer = HFTokenizer(tokenizer, self.network.width, torch_files.eos_of(model))
         self.device = self.network.device
         self.dtype = self.network.dtype
         on_cpu = self.device.type == "cpu"
@@ -397,12 +397,3 @@ class TorchLM(Tokenized):
         if is_identity(index, len(scores)):
             return scores
         return scores.index_select(0, as_index(index, self.device))
-
-
-def _eos(model: Any) -> list[int]:
-    found: list[int] = []
-    for config in (getattr(model, "generation_config", None), model.config):
-        value = getattr(config, "eos_token_id", None)
-        if value is not None:
-            found += [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
-    return found

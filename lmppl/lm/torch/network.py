@@ -31,6 +31,7 @@ from lmppl.lm.torch.llama import Llama
 from lmppl.lm.torch.native import NativeBlock
 from lmppl.lm.torch.pages import Layout, Shape
 from lmppl.lm.torch.prefill import Limits, Sink
+from lmppl.lm.torch.reproduces import different
 from lmppl.lm.torch.same import same_bits
 from lmppl.lm.torch.transfer import as_index, to_device
 from lmppl.types import Ids, Ints
@@ -206,16 +207,15 @@ class Network:
         ids = tuple((7919 * i + 11) % self.width for i in range(12))
         self.engine = "recompute"
         reference = self.call(torch.tensor([ids], device=self.device), None, False)[0][0]
-        reference = torch.log_softmax(reference, dim=-1)
         self.reasons: list[str] = []
         for engine in engines:
             self.engine = engine
             try:
                 if engine == "slots":
                     self._install()
-                    reason = self._compare(reference, self._try_slots(ids)) or self._windows()
+                    reason = self._compared(reference, self._try_slots(ids)) or self._windows()
                 else:
-                    reason = self._compare(reference, self._try_native(ids))
+                    reason = self._compared(reference, self._try_native(ids))
             except Exception as error:  # whatever an architecture raises, the next way is tried
                 reason = f"{type(error).__name__}: {error}"
             if reason is None:
@@ -280,15 +280,10 @@ class Network:
         places = [4, 7, 8, 5, 8, 9, 9]
         return list(zip(places, torch.cat([first, second, third]), strict=True))
 
-    def _compare(self, reference: Tensor, found: Sequence[tuple[int, Tensor]]) -> str | None:
-        """Why these scores are not those of the reference, or None."""
-        bound = 1e-3 if self.dtype == torch.float32 else 0.25
-        worst = 0.0
-        for position, scores in found:
-            likely = reference[position] > -12.0
-            gap = torch.log_softmax(scores, dim=-1) - reference[position]
-            worst = max(worst, float(gap[likely].abs().max()))
-        return None if worst <= bound else f"log-probabilities differ by {worst:.3g}"
+    def _compared(self, reference: Tensor, found: Sequence[tuple[int, Tensor]]) -> str | None:
+        """Why these scores at positions are not those of the reference, or None."""
+        places = [position for position, _ in found]
+        return different(reference[places], torch.stack([s for _, s in found]), self.dtype)
 
     def _windows(self) -> str | None:
         """Whether every layer told the attention function the window that its mask has, or None."""
