@@ -192,6 +192,11 @@ def infer_stream(
             why="its randomness would not be the particle's own",
             fix='write plate("questions", items, lambda item: infer(...)): the branches share a batch',
         )
+    if ids is not None and len(ids) != len(questions):
+        raise BadArgument(
+            f"infer_many got {len(ids)} ids for {len(questions)} questions",
+            fix="give each question one, or leave ids out",
+        )
     engine = as_engine(engine)
     models = as_models(lm)
     answers = engine.chance(chance or GumbelMax())

@@ -308,7 +308,9 @@ class LM(StringDistribution):
             raise BadArgument(
                 f"the prompt must be text, got {type(prompt).__name__}",
                 value=excerpt(prompt),
-                fix="use Chat for a list of messages",
+                fix="use Chat for a list of messages"
+                if isinstance(prompt, (list, tuple, Mapping))
+                else 'write LM(f"... {value} ...")',
             )
         self.prompt = prompt
         self._lm = lm

@@ -625,6 +625,16 @@ def unknown_option() -> Any:
 
 
 @bad
+def fewer_ids_than_questions() -> Any:
+    infer_many(lambda x: sample("x", Delta(x)), [1, 2, 3], ids=["a"])
+
+
+@bad
+def prompt_that_is_a_number() -> Any:
+    LM(3)  # type: ignore[arg-type]
+
+
+@bad
 def arguments_that_do_not_fit() -> Any:
     def word_problem(question: str, hint: str) -> Any:
         return question

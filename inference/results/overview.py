@@ -95,7 +95,7 @@ def summary(posterior: Posterior) -> Summary:
     """The table of a posterior's sites, in the order in which programs came to them."""
     low, high = posterior.log_evidence_interval()
     evidence = f"log evidence {round(posterior.log_evidence, 9):.4g}"
-    if low < high:
+    if high - low > 1e-6:  # below is rounding
         evidence += f" ({low:.4g} to {high:.4g})"
     book = posterior.ledger
     evidence += (

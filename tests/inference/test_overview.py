@@ -107,3 +107,12 @@ def test_a_misspelt_site_is_found_in_its_scope() -> None:
         post.marginal("s_1")
     with pytest.raises(BadArgument, match=r"the sites are: s0, s1, .*… 18 more"):
         post.marginal("weather")
+
+
+def test_rounding_is_no_interval() -> None:
+    @program
+    def flat() -> None:
+        for _ in range(3):
+            sample("x", Bernoulli(0.3))
+
+    assert str(infer(flat, engine=SMC(20)).summary()).splitlines()[1].startswith("log evidence 0, ")
