@@ -135,6 +135,7 @@ def infer_many(
     concurrency: int = 64,
     on_question_error: str = "raise",
     ids: Sequence[Any] | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> list[Any]:
     """`infer` for many questions, which share batches.
@@ -147,6 +148,7 @@ def infer_many(
         on_question_error: "raise" the first error after all questions have ended (with the
             results on its `results`), or "return" it in the place of its posterior.
         ids: what the randomness of each question depends on; its position when left out.
+        progress: show a bar on the standard error.
         options: those of `infer`.
 
     Returns:
@@ -159,9 +161,14 @@ def infer_many(
             fix="write infer_many(program, [question, ...]), or list(questions)",
         )
     results: list[Any] = [None] * len(questions)
-    for index, result in infer_stream(
-        program, questions, concurrency=concurrency, ids=ids, **options
-    ):
+    ended = infer_stream(program, questions, concurrency=concurrency, ids=ids, **options)
+    if progress:
+        from rich.console import Console
+        from rich.progress import track
+
+        total = len(questions)
+        ended = track(ended, "questions", total=total, console=Console(stderr=True))  # type: ignore[assignment]
+    for index, result in ended:
         results[index] = result
     errors = [r for r in results if isinstance(r, BaseException)]
     if errors and on_question_error == "raise":
