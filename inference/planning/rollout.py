@@ -62,8 +62,8 @@ def _mean(table: Array, parents: list[Array]) -> Array:
         return table[None]
     out = parents[0] @ table.reshape(len(table), -1)
     for p in parents[1:]:
-        n, d = p.shape
-        out = out.reshape(n, d, -1)
+        d = p.shape[1]
+        out = out.reshape(len(out), d, -1)
         out = sum((p[:, x, None] * out[:, x] for x in range(1, d)), p[:, :1] * out[:, 0])
     return np.asarray(out)
 

@@ -219,6 +219,20 @@ def test_arollout_is_exact_where_nothing_is_left_to_approximate() -> None:
     assert arollout(factors_of(mdp, 1), codes(mdp))[0] == pytest.approx(q)
 
 
+def test_arollout_is_exact_where_parents_are_independent() -> None:
+    """Uniform later actions; the parents have none, and no action moves both."""
+    rng = np.random.default_rng(3)
+    sizes = {"coin": 2, "die": 3, "sum": 4}
+    laws = {v: CPT([], rng.dirichlet(np.ones(sizes[v]))) for v in ("coin", "die")}
+    joint = CPT(["coin", "die"], rng.dirichlet(np.ones(4), (2, 3, 2)))
+    wide = Reward(["die", "coin"], rng.normal(size=(3, 2, 2)))
+    mdp = FactoredMDP(sizes, 2, laws | {"sum": joint}, [wide, Reward(["sum"], rng.normal(size=4))])
+    policy = np.full((4, 24, 2), 0.5)
+    for a, score in enumerate(arollout(factors_of(mdp, 4), codes(mdp))[0]):
+        policy[0] = np.eye(2)[a]
+        assert score == pytest.approx(dp.evaluate(mdp.flat().stages(4), policy))
+
+
 def test_simulated_returns_have_the_exact_mean() -> None:
     """z < 4.9: false alarm rate 1e-6."""
     mdp = network(2, timing="successor")
