@@ -132,23 +132,6 @@ class Rows(ABC):
         A row whose allowed ids all have probability zero reports token -1 and log q = -inf.
         """
 
-    tilts: ClassVar[bool] = False
-    """Whether `draw_tilted` works: products of law and potential are made beside the logits."""
-
-    def draw_tilted(
-        self, keys: Keys, laws: Sequence[TokenLaw], weights: Floats, which: Ints, chance: Chance
-    ) -> Drawn:
-        """Where `tilts`: `draw` with log q tilted by weights, q(v) ∝ law(v) · exp(weights[u, v]).
-
-        Args:
-            keys: one random key per row [B].
-            laws: one `TokenLaw` per row [B].
-            weights: log-weights [U, V], `-inf` where a token is forbidden.
-            which: u, the row of weights of each row [B].
-            chance: as in `draw`.
-        """
-        raise NotImplementedError
-
     def weights(self, laws: Sequence[TokenLaw]) -> LawWeights:
         """Rows of log p and log q for samplers that look at a few tokens, where the scores are.
 

@@ -44,8 +44,11 @@ class TokenWeights(ABC):
         """The ids of the k largest entries of each row [B, k], by id."""
 
     @abstractmethod
-    def draw(self, rows: Ints, keys: Keys, chance: Chance) -> tuple[Ints, Floats]:
-        """One token v ∝ exp w(v) of each row, and w(v); -1 and `-inf` where no token is left."""
+    def draw(self, rows: Ints, keys: Keys, chance: Chance) -> tuple[Ints, Floats, Floats]:
+        """One token v ∝ exp w(v) of each row, w(v) and the log-mass, by one answer of the device.
+
+        Where no token is left they are -1, `-inf` and `-inf`.
+        """
 
     @abstractmethod
     def take_out(self, rows: Ints, tokens: Ints) -> None:
@@ -102,14 +105,15 @@ class HostWeights(TokenWeights):
             return np.tile(np.arange(self.width), (len(self.x), 1))
         return np.sort(np.argpartition(-self.x, k - 1, axis=1)[:, :k], axis=1)
 
-    def draw(self, rows: Ints, keys: Keys, chance: Chance) -> tuple[Ints, Floats]:
+    def draw(self, rows: Ints, keys: Keys, chance: Chance) -> tuple[Ints, Floats, Floats]:
         """See the base class."""
         part = self.x[rows]
         tokens = np.full(len(part), -1, dtype=np.int64)
         alive = np.flatnonzero((part > NEG_INF).any(axis=1))
         if len(alive):
             tokens[alive] = chance.categorical(keys[alive], part[alive])
-        return tokens, np.where(tokens < 0, NEG_INF, part[np.arange(len(part)), tokens])
+        logs = np.where(tokens < 0, NEG_INF, part[np.arange(len(part)), tokens])
+        return tokens, logs, log_sum(part, (1,))
 
     def take_out(self, rows: Ints, tokens: Ints) -> None:
         """See the base class."""

@@ -1,10 +1,8 @@
 """The token loop under a potential: every token is drawn by a sampler, and weighed.
 
 The proposal is the model's law under the string's settings (temperature, top-p, top-k, mixture); a
-sampler of `lmppl.token_potentials` draws from proposal · potential, beside the logits. The exact one
-weighs the whole vocabulary: the weights of each distinct state go to the rows (`Rows.draw_tilted`,
-where they can). Samplers that look at a few tokens get the rows as `TokenWeights`, which stay where
-they are. Masks alone do not come here: `lm.generate.advance_rows` applies them.
+sampler of `lmppl.token_potentials` draws from proposal · potential. It gets the rows as `TokenWeights`,
+which stay beside the logits. Masks alone do not come here: `lm.generate.advance_rows` applies them.
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmppl.lm.base import LanguageModel, Rows
+from lmppl.lm.base import LanguageModel
 from lmppl.lm.generate import StringState, force_ends
 from lmppl.lm.token_weights import LawWeights
 from lmppl.random import Chance, fold_array
-from lmppl.token_potentials.samplers import NONE, Exact, Sampler, next_rows
+from lmppl.token_potentials.samplers import NONE, Exact, Sampler
 from lmppl.types import Keys
 from lmppl.weights import NEG_INF
 
@@ -45,10 +43,7 @@ def _advance(lm: LanguageModel, live: list[StringState], chance: Chance, limit: 
             np.array([s.key for s in live], dtype=np.uint64),
             np.array([len(s.ids) for s in live], dtype=np.uint64),
         )
-        if rows.tilts and all(isinstance(s.law.sampler, Exact | None) for s in live):
-            _draw_beside(lm, live, rows, keys, chance)
-        else:
-            _draw(lm, live, rows.weights([s.law.token for s in live]), keys, chance)
+        _draw(lm, live, rows.weights([s.law.token for s in live]), keys, chance)
         passes += 1
         keep = [i for i, s in enumerate(live) if s.finish is None]
         if not keep:
@@ -69,21 +64,6 @@ def _advance(lm: LanguageModel, live: list[StringState], chance: Chance, limit: 
             live = [live[i] for i in keep]
     rows.close()
     return passes
-
-
-def _draw_beside(
-    lm: LanguageModel, live: Sequence[StringState], rows: Rows, keys: Keys, chance: Chance
-) -> None:
-    """One token for every string, each by the exact sampler; no row comes to the host."""
-    trackers = [t for s in live if (t := s.tracker) is not None]
-    weights, which = next_rows(trackers)
-    drawn = rows.draw_tilted(keys, [s.law.token for s in live], weights, which, chance)
-    tokens, logps, logqs = (x.tolist() for x in drawn)
-    for s, token, logp, logq in zip(live, tokens, logps, logqs, strict=True):
-        if token < 0 or logp == NEG_INF:
-            s.kill()
-        else:
-            s.extend(lm, token, logp, logq)
 
 
 def _draw(

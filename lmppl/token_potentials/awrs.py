@@ -117,7 +117,7 @@ class AWRS:
                     break
             rows = np.array([s.row for s in live])
             turn = np.array([s.draws for s in live], dtype=np.uint64)
-            tokens, logs = q.draw(rows, fold_array(keys[rows], turn), chance)
+            tokens, logs, _ = q.draw(rows, fold_array(keys[rows], turn), chance)
             left, refused = [], []
             for s, token, log in zip(live, tokens.tolist(), logs.tolist(), strict=True):
                 s.draws += 1
@@ -158,7 +158,7 @@ class AWRS:
         fresh = [n for n, s in enumerate(tired) if s.chosen < 0 and masses[n] > NEG_INF]
         if fresh:
             own = fold_array(keys[[tired[n].row for n in fresh]], LOOKED)
-            tokens, logs = inside.draw(np.array(fresh), own, chance)
+            tokens, logs, _ = inside.draw(np.array(fresh), own, chance)
             for n, token, log in zip(fresh, tokens.tolist(), logs.tolist(), strict=True):
                 tired[n].chosen, tired[n].logq = token, log
         for s, mass in zip(tired, masses, strict=True):

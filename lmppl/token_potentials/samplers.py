@@ -89,16 +89,12 @@ class Exact:
     ) -> Ints:  # fmt: skip
         """Draw from the product for these rows; the rows that it leaves nothing."""
         product = q.tilted(rows, weights, which[rows])
-        mass = product.log_mass(np.arange(len(rows)))
-        alive = np.flatnonzero(mass > NEG_INF)
-        if len(alive):
-            tokens, logs = product.draw(alive, keys[rows[alive]], chance)
-            densities = (logs - mass[alive]).tolist()
-            for i, token, density in zip(
-                rows[alive].tolist(), tokens.tolist(), densities, strict=True
-            ):
-                out[i] = Picked(token, density)
-        return np.delete(rows, alive)
+        tokens, logs, masses = product.draw(np.arange(len(rows)), keys[rows], chance)
+        drawn = zip(rows.tolist(), tokens.tolist(), logs.tolist(), masses.tolist(), strict=True)
+        for i, token, log, mass in drawn:
+            if token >= 0:
+                out[i] = Picked(token, log - mass)
+        return rows[tokens < 0]
 
 
 @dataclass(frozen=True)
@@ -130,12 +126,7 @@ class TopK:
         logs = proposal.at(rows, ids).reshape(best.shape)
         others = proposal.select(every)
         others.take_out(rows, ids)
-        left = others.log_mass(every)
-        more = np.full(len(states), -1, dtype=np.int64)
-        log_more = np.full(len(states), NEG_INF)
-        rest = np.flatnonzero(left > NEG_INF)
-        if len(rest):
-            more[rest], log_more[rest] = others.draw(rest, fold_array(keys[rest], 0), chance)
+        more, log_more, left = others.draw(every, fold_array(keys, 0), chance)
         out = []
         for b, (state, key) in enumerate(zip(states, keys.tolist(), strict=True)):
             inside = logs[b] > NEG_INF

@@ -294,7 +294,7 @@ class OneAccepted(AWRS):
         q, left, n = law.proposal.select(ONE), 1.0, 0
         while left > 1e-12:
             keys: Keys = np.array([fold(key, n)], dtype=np.uint64)
-            (token,), (log,) = q.draw(ONE, keys, chance)
+            (token,), (log,), _ = q.draw(ONE, keys, chance)
             if state.log_next([int(token)])[0] > NEG_INF:
                 return [Picked(int(token), float(log) - math.log(left))]
             left -= math.exp(log)

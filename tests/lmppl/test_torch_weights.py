@@ -94,10 +94,11 @@ def test_rows_of_the_device_are_those_of_the_host(width: int, chance: Any) -> No
     pairs.append((ours.outside(rows, cut_ours), theirs.outside(rows, cut_theirs), some))
     for one, two, asked in pairs:
         np.testing.assert_allclose(one.log_mass(asked), two.log_mass(asked), atol=2e-6)
-        drawn, logs = one.draw(asked, keys, chance)
-        expected, expected_logs = two.draw(asked, keys, chance)
+        drawn, logs, mass = one.draw(asked, keys, chance)
+        expected, expected_logs, expected_mass = two.draw(asked, keys, chance)
         np.testing.assert_array_equal(drawn, expected)
         np.testing.assert_allclose(logs, expected_logs, atol=4e-6)
+        np.testing.assert_allclose(mass, expected_mass, atol=2e-6)
         held = np.maximum(drawn, 0)
         np.testing.assert_allclose(one.at(asked, held), two.at(asked, held), atol=4e-6)
 
@@ -110,12 +111,12 @@ def test_what_is_left_of_a_certain_token_does_not_underflow(width: int) -> None:
     q = TorchWeights(scores).select(np.arange(2))
     q.take_out(np.arange(2), np.array([1, 1]))
     np.testing.assert_allclose(q.log_mass(np.arange(2)), np.log(width - 1) - 200.0, atol=1e-4)
-    drawn, _ = q.draw(np.arange(2), np.arange(2, dtype=np.uint64), GumbelMax())
+    drawn, *_ = q.draw(np.arange(2), np.arange(2, dtype=np.uint64), GumbelMax())
     assert (drawn >= 0).all() and (drawn != 1).all()
     for token in range(width):
         q.take_out(np.zeros(1, dtype=np.int64), np.array([token]))
-    drawn, logs = q.draw(np.arange(2), np.arange(2, dtype=np.uint64), GumbelMax())
-    assert drawn[0] == -1 and logs[0] == -np.inf and drawn[1] >= 0
+    drawn, logs, masses = q.draw(np.arange(2), np.arange(2, dtype=np.uint64), GumbelMax())
+    assert drawn[0] == -1 and logs[0] == masses[0] == -np.inf and drawn[1] >= 0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
@@ -199,7 +200,6 @@ def test_no_row_leaves_the_device(
     crossed.clear()
     beside = infer(story, engine=engine, lm=lm, seed=5)
     assert crossed and max(crossed) < lm.vocab_size
-    monkeypatch.setattr(TorchRows, "tilts", False)
     monkeypatch.setattr(TorchRows, "weights", Rows.weights)
     crossed.clear()
     host = infer(story, engine=engine, lm=lm, seed=5)

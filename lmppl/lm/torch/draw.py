@@ -9,7 +9,7 @@ The law is that of `lmppl.lm.base.TokenLaw`; `lmppl.lm.table.token_law` is its r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +21,8 @@ from lmppl.lm.base import Drawn, TokenLaw
 from lmppl.lm.torch.noise import block_masses, gumbel_max
 from lmppl.lm.torch.transfer import as_index, to_device, to_host
 from lmppl.random import WIDE, Argmax, Chance, GumbelMax
-from lmppl.types import Bools, Floats, Ints, Keys
+from lmppl.types import Bools, Floats, Keys
 
-Restriction = Callable[[Tensor], Tensor]
-"""Log-weights [B, V] without what is forbidden, or times a potential."""
 NEG_INF = float("-inf")
 FIRST_LOOK = 256
 """How many of the largest entries nucleus sampling sorts at first."""
@@ -122,26 +120,10 @@ class Logits:
         self, keys: Keys, laws: Sequence[TokenLaw], mask: Bools | None, chance: Chance
     ) -> Drawn:
         """One token per row with its log p and log q; see `Rows.draw`."""
-        if mask is None:
-            return self._drawn(keys, laws, None, chance)
-        blocked = to_device(~mask, self.scores.device)
-        return self._drawn(keys, laws, lambda x: x.masked_fill(blocked, NEG_INF), chance)
-
-    def draw_tilted(
-        self, keys: Keys, laws: Sequence[TokenLaw], weights: Floats, which: Ints, chance: Chance
-    ) -> Drawn:
-        """The same from law · weights; see `Rows.draw_tilted`."""
-        tilt = to_device(weights.astype(np.float32, copy=False), self.scores.device)
-        if len(tilt) > 1:  # one row of weights serves all rows as it is
-            tilt = tilt.index_select(0, as_index(which, tilt.device))
-        return self._drawn(keys, laws, tilt.add, chance)
-
-    def _drawn(
-        self, keys: Keys, laws: Sequence[TokenLaw], restrict: Restriction | None, chance: Chance
-    ) -> Drawn:
+        blocked = None if mask is None else to_device(~mask, self.scores.device)
         kinds = _kinds(laws)
         target, target_norm = self.tempered([law.target_temperature for law in kinds])
-        x = self._proposal(laws, kinds, restrict, target, target_norm)
+        x = self._proposal(laws, kinds, blocked, target, target_norm)
         norm = target_norm if x is target else normalise(x)
         tokens = self._choose(x, norm, keys, chance)
         logq = norm.of(x, tokens)
@@ -169,13 +151,13 @@ class Logits:
         self,
         laws: Sequence[TokenLaw],
         kinds: Sequence[TokenLaw],
-        restrict: Restriction | None,
+        blocked: Tensor | None,
         target: Tensor,
         target_norm: Normaliser,
     ) -> Tensor:
         """Unnormalised log q [B, V]; the target tensor itself when both laws are the same.
 
-        `kinds` are the laws of the rows, or the one law of all; `restrict` is a mask, or weights.
+        `kinds` are the laws of the rows, or the one law of all; `blocked` are the forbidden ids [B, V].
         """
         if all(law.temperature == law.target_temperature for law in kinds):
             warm = target
@@ -192,11 +174,11 @@ class Logits:
             mixed = [b for b, law in enumerate(laws) if law.mixture > 0.0]
         if mixed:
             x = _mix(x, mixed, [laws[b].mixture for b in mixed], target, target_norm)
-        if restrict is not None:
-            inside = restrict(x)
+        if blocked is not None:
+            inside = x.masked_fill(blocked, NEG_INF)
             if cut:  # a truncation that excludes every allowed id gives way
                 lost = inside.amax(dim=1, keepdim=True) == NEG_INF
-                inside = torch.where(lost, restrict(warm), inside)
+                inside = torch.where(lost, warm.masked_fill(blocked, NEG_INF), inside)
             x = inside
         return x
 

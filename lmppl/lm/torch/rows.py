@@ -89,15 +89,6 @@ class TorchRows(Rows):
         with self.lm.computing():
             return self._scores().draw(keys, laws, mask, chance)
 
-    tilts = True
-
-    def draw_tilted(
-        self, keys: Keys, laws: Sequence[TokenLaw], weights: Floats, which: Ints, chance: Chance
-    ) -> Drawn:
-        """The same under a potential; see `Rows.draw_tilted`."""
-        with self.lm.computing():
-            return self._scores().draw_tilted(keys, laws, weights, which, chance)
-
     def weights(self, laws: Sequence[TokenLaw]) -> LawWeights:
         """Rows of log-weights on the device; see `Rows.weights`."""
         with self.lm.computing():

@@ -84,7 +84,7 @@ class TorchWeights(TokenWeights):
         return np.asarray(ids.cpu().numpy(), dtype=np.int64)
 
     @torch.inference_mode()
-    def draw(self, rows: Ints, keys: Keys, chance: Chance) -> tuple[Ints, Floats]:
+    def draw(self, rows: Ints, keys: Keys, chance: Chance) -> tuple[Ints, Floats, Floats]:
         """See the base class."""
         index = self._index(rows)
         masses = self.masses.index_select(0, index)
@@ -97,9 +97,10 @@ class TorchWeights(TokenWeights):
         logw = self._at(index, tokens)
         dead = masses.amax(dim=1) == NEG_INF
         tokens, logw = tokens.masked_fill(dead, -1), logw.masked_fill(dead, NEG_INF)
-        host = to_host(torch.stack([tokens.to(logw.dtype), logw]))
+        mass = masses.logsumexp(dim=1) - self.shift[index]
+        host = to_host(torch.stack([tokens.to(logw.dtype), logw, mass]))
         refuse_nan(host)
-        return host[0].astype(np.int64), host[1]
+        return host[0].astype(np.int64), host[1], host[2]
 
     def _asked(self, index: Tensor, keys: Keys, chance: Chance) -> Tensor:
         """Any other chance is asked on the host, with the rows."""
