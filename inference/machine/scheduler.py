@@ -22,6 +22,10 @@ from lmppl.random import Chance
 
 BESIDE = {Effect, Batch}
 """Kinds of jobs that may run beside the batches."""
+Ended = tuple[int, Any]
+"""The index of a run, and its result or exception."""
+Maker = tuple[int, Callable[[], Jobs] | None]
+"""The index of a run, and what makes it."""
 SWEEP = 200_000
 """Objects made since the last sweep after which there is another."""
 
@@ -47,7 +51,7 @@ def drive_many(
     *,
     concurrency: int,
     observer: Callable[[int], None] | None = None,
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[Ended]:
     """Run many engine runs together; yield (index, result or exception) as they end.
 
     Args:
@@ -57,102 +61,133 @@ def drive_many(
         concurrency: how many share a batch at most.
         observer: called with the number of running ones before each batch.
     """
-    effects = EffectRunner()
-    makers = enumerate(runs)
-    clients: dict[int, _Client] = {}
-    of_effect: dict[int, _Client] = {}
-    requests = _Requests(effects)
-    exhausted = False
-    context.engines_running += 1
+    running = _Running(chance, observer)
     collector = _Collector()
+    context.engines_running += 1
     collector.pause()
     try:
-        while True:
-            while not exhausted and len(clients) < concurrency:
-                try:
-                    index, make = next(makers)
-                except StopIteration:
-                    exhausted = True
-                    break
-                if make is None:
-                    break
-                try:
-                    clients[index] = _Client(index, make())
-                except Exception as error:  # this question's arguments, not the others'
-                    collector.resume()
-                    yield index, error
-                    collector.pause()
-            if not clients:
-                return
-            for client in list(clients.values()):
-                if client.started and not client.completed:
-                    continue
-                try:
-                    if client.started:
-                        done, client.completed = client.completed, ()
-                        new = client.run.send(done)
-                    else:
-                        client.started = True
-                        new = next(client.run)
-                except StopIteration as stop:
-                    del clients[client.index]
-                    collector.resume()
-                    yield client.index, stop.value
-                    collector.pause()
-                    continue
-                except (MemoryError, Suspended):
-                    raise
-                except Exception as error:
-                    del clients[client.index]
-                    collector.resume()
-                    yield client.index, error
-                    collector.pause()
-                    continue
-                client.waiting += len(new)
-                if BESIDE.isdisjoint(map(type, new)):
-                    client.asked += new  # type: ignore[arg-type]
-                else:
-                    for job in new:
-                        if type(job) is Effect:
-                            of_effect[id(job)] = client
-                            effects.submit(job)
-                        elif type(job) is Batch and job.beside:
-                            client.outside.append(job)
-                        else:
-                            client.asked.append(job)  # type: ignore[arg-type]
-                if not client.waiting:
-                    raise Deadlock(
-                        "an engine waits, and none of its jobs runs", fix="report this as a bug"
-                    )
-            collector.sweep()
-            requests.send(clients.values())
-            asking = [c for c in clients.values() if c.asked]
-            if asking:
-                if observer is not None:
-                    observer(len(clients))
-                for client, failure in _run_batch(asking, chance):
-                    del clients[client.index]
-                    client.run.close()
-                    collector.resume()
-                    yield client.index, failure
-                    collector.pause()
-            wait = not asking and bool(clients)
-            wait = wait and not any(c.completed or not c.started for c in clients.values())
-            while wait or not effects.done.empty():
-                wait, done_effect = False, effects.done.get()
-                for client, broken in requests.finished(done_effect):
-                    if clients.pop(client.index, None) is not None:
-                        client.run.close()
-                        collector.resume()
-                        yield client.index, broken
-                        collector.pause()
-                _complete(done_effect, of_effect)
+        for ended in running.ends(enumerate(runs), concurrency, collector.sweep):
+            collector.resume()
+            yield ended
+            collector.pause()
     finally:
         collector.resume()
         context.engines_running -= 1
-        for client in clients.values():
+        running.close()
+
+
+class _Running:
+    """The runs that share batches, and what they wait for."""
+
+    def __init__(self, chance: Chance, observer: Callable[[int], None] | None) -> None:
+        self.chance = chance
+        self.observer = observer
+        self.clients: dict[int, _Client] = {}
+        self.effects = EffectRunner()
+        self.requests = _Requests(self.effects)
+        self.exhausted = False
+        """Whether there is no further run to start."""
+        self._of_effect: dict[int, _Client] = {}
+
+    def ends(
+        self, makers: Iterator[Maker], concurrency: int, sweep: Callable[[], None]
+    ) -> Iterator[Ended]:
+        """Start runs, move those that can move, answer what they ask: until all have ended."""
+        while True:
+            yield from self._start(makers, concurrency)
+            if not self.clients:
+                return
+            for client in list(self.clients.values()):
+                if client.completed or not client.started:
+                    yield from self._move(client)
+            sweep()
+            self.requests.send(self.clients.values())
+            asking = [c for c in self.clients.values() if c.asked]
+            if asking:
+                if self.observer is not None:
+                    self.observer(len(self.clients))
+                for client, failure in _run_batch(asking, self.chance):
+                    yield self._failed(client, failure)
+            yield from self._take_effects(wait=not asking)
+
+    def close(self) -> None:
+        """End what still runs."""
+        for client in self.clients.values():
             client.run.close()
-        effects.close()
+        self.effects.close()
+
+    def _start(self, makers: Iterator[Maker], concurrency: int) -> Iterator[Ended]:
+        """New runs, while there is room; the errors of those that cannot be made."""
+        while not self.exhausted and len(self.clients) < concurrency:
+            try:
+                index, make = next(makers)
+            except StopIteration:
+                self.exhausted = True
+                return
+            if make is None:
+                return
+            try:
+                self.clients[index] = _Client(index, make())
+            except Exception as error:  # this question's arguments, not the others'
+                yield index, error
+
+    def _move(self, client: _Client) -> Iterator[Ended]:
+        """Run one on until it waits, and hand out its jobs; its end, if it comes to it."""
+        try:
+            if client.started:
+                done, client.completed = client.completed, ()
+                new = client.run.send(done)
+            else:
+                client.started = True
+                new = next(client.run)
+        except StopIteration as stop:
+            del self.clients[client.index]
+            yield client.index, stop.value
+            return
+        except (MemoryError, Suspended):
+            raise
+        except Exception as error:
+            del self.clients[client.index]
+            yield client.index, error
+            return
+        client.waiting += len(new)
+        if BESIDE.isdisjoint(map(type, new)):
+            client.asked += new  # type: ignore[arg-type]
+        else:
+            for job in new:
+                if type(job) is Effect:
+                    self._of_effect[id(job)] = client
+                    self.effects.submit(job)
+                elif type(job) is Batch and job.beside:
+                    client.outside.append(job)
+                else:
+                    client.asked.append(job)  # type: ignore[arg-type]
+        if not client.waiting:
+            raise Deadlock("an engine waits, and none of its jobs runs", fix="report this as a bug")
+
+    def _take_effects(self, wait: bool) -> Iterator[Ended]:
+        """Hand over what is done beside the batches; the runs that a failed request ends.
+
+        With `wait` nobody has asked a model: when nobody can move either, the next effect is
+        waited for.
+        """
+        clients = self.clients
+        wait = wait and bool(clients)
+        wait = wait and not any(c.completed or not c.started for c in clients.values())
+        while wait or not self.effects.done.empty():
+            wait, done = False, self.effects.done.get()
+            for client, broken in self.requests.finished(done):
+                if client.index in clients:
+                    yield self._failed(client, broken)
+            owner = self._of_effect.pop(id(done), None)
+            if owner is not None:  # else its run has ended meanwhile
+                owner.waiting -= 1
+                owner.completed = [*owner.completed, done]
+
+    def _failed(self, client: _Client, error: BaseException) -> Ended:
+        del self.clients[client.index]
+        client.run.close()
+        return client.index, error
 
 
 class _Requests:
@@ -255,14 +290,6 @@ def _run_batch(asking: Sequence[_Client], chance: Chance) -> list[tuple[_Client,
         client.waiting -= len(done)
         client.completed = [*client.completed, *done] if client.completed else done
     return failed
-
-
-def _complete(job: Job, of_effect: dict[int, _Client]) -> None:
-    """Hand a finished effect to the run that waits for it, if it is still there."""
-    client = of_effect.pop(id(job), None)
-    if client is not None:
-        client.waiting -= 1
-        client.completed = [*client.completed, job]
 
 
 def drive(run: Jobs, chance: Chance) -> Any:
