@@ -28,6 +28,7 @@ FORBIDDEN = -1e6
 BETTER, PATIENCE = 0.9, 6
 """A run ends, unconverged, when the residual did not fall by a tenth within as many sweeps."""
 TINY, NEVER = 1e-300, 1e-12
+"""Probabilities whose logarithm is taken, and below which a value counts as one that cannot occur."""
 STEEPEST, LEAST = 300.0, 1e-150
 """Exponent and sum beyond which a scaled table is cut: their quotient is still a float64."""
 
@@ -45,7 +46,7 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
 
     def run(given: Any, num: Any) -> Any:
         parents, child, groups = given["parents"], given["child"], given["groups"]
-        e_n, k = parents.shape
+        k = parents.shape[1]
         n1, d = given["unary"].shape
         a_n = given["cost"].shape[0]
         lam = num["lam"]
@@ -249,8 +250,8 @@ def compiled(neutral: bool, flooding: bool) -> Callable[..., Any]:
             _, (b, n, c, kk, chosen, (off, steps, rest)) = jax.lax.scan(
                 backwards, (b[-1], alpha, keep), (times, f, b, n, c), reverse=True
             )
-            ahead = jax.tree.map(lambda x: x[:-1], (unary, n, kk, chosen))
-            _, (later, moved) = jax.lax.scan(forwards, (f[0], keep), (f[1:], *ahead))
+            found = jax.tree.map(lambda x: x[:-1], (unary, n, kk, chosen))
+            _, (later, moved) = jax.lax.scan(forwards, (f[0], keep), (f[1:], *found))
             f = jnp.concatenate([f[:1], later])
             cold, off = alpha <= num["floor"], jnp.maximum(off.max(), moved.max(initial=0.0))
             better = ~cold | (off < BETTER * best)
