@@ -29,14 +29,15 @@ from lmppl.inference.bffg.backward import BackwardFilter
 from lmppl.inference.bffg.forward import (
     draw_noise,
     forward,
+    guided_path,
     key_of,
     leaf_ratio,
     path_score,
     stored,
 )
-from lmppl.inference.bffg.kernels import score, step
+from lmppl.inference.bffg.kernels import has, score, step
 from lmppl.inference.bffg.messages import Array, Table
-from lmppl.inference.bffg.model import Model, edge, exact_leaves, rows
+from lmppl.inference.bffg.model import Model, edge, exact_leaves, rows, true_kernel
 from lmppl.inference.bffg.paths import sweep
 from lmppl.inference.bffg.residual import Residual, Value, children, network, table
 from lmppl.inference.bffg.result import Guided
@@ -79,6 +80,8 @@ def fit_residual(
         bf: of `backward`.
         posterior: weighted paths; 500 of `forward` when left out, resampled on a chain. Those of an
             earlier residual, of `pcn` or `particle_gibbs` (`Guided.of(values, zeros)`) are better.
+            Leave it out for kernels without `log_prob`, `Steps` and `JumpProcess`: their steps can
+            be weighed only with the noise that drew them.
         key: a JAX key, or a seed.
         loss: "contrastive", or "ratio" where no node has several parents.
         hidden: tanh units at each node; a finite state has a number for each value instead.
@@ -88,8 +91,6 @@ def fit_residual(
         decay: λ of a penalty λ |θ|² per node.
         smooth: μ of a penalty μ |θ - θ of the parents|² per edge, where few paths must do for many
             nodes: the steps of a diffusion, say.
-
-    The kernels need `log_prob`.
     """
     model, key = bf.model, key_of(key)
     if loss not in LOSSES or (loss == "ratio" and model.colliders):
@@ -97,8 +98,7 @@ def fit_residual(
             f'loss must be "contrastive", or "ratio" without colliders, got {loss!r}',
             fix='write loss="contrastive"',
         )
-    if posterior is None:
-        posterior = forward(bf, key, 500, "ess:0.5" if model.is_chain else None)
+    posterior, own = _posterior(bf, posterior, key)
     trained, fixed, value = _start(bf, posterior, hidden, jax.random.fold_in(key, 1))
     values, weights = jnp.asarray(posterior.values), jnp.asarray(posterior.weights)
     noise = draw_noise(model, jax.random.fold_in(key, 2), bf.params, len(values) * rivals)
@@ -110,7 +110,9 @@ def fit_residual(
 
     def objective(trained: Any) -> Array:
         theta = (*fixed, trained) if fixed else trained
-        each = jax.vmap(lambda x, z: _loss(bf, theta, value, x, z, level, loss))(values, noise)
+        each = jax.vmap(lambda x, z, w: _loss(bf, theta, value, x, z, w, level, loss))(
+            values, noise, own
+        )
         sizes = [
             decay * jnp.sum(p**2) + smooth * jnp.sum((p[below] - p[above]) ** 2)
             for p in jax.tree.leaves(trained)
@@ -134,10 +136,49 @@ def fit_residual(
     return Residual(theta, value, tuple(np.asarray(losses, dtype=float).tolist()))
 
 
+def _posterior(
+    bf: BackwardFilter, posterior: Guided | None, key: Any
+) -> tuple[Guided, dict[str, Array] | None]:
+    """Weighted paths; and what drew them, where kernels without a density are among them."""
+    model = bf.model
+    lacking: set[str] = set()
+
+    def look(params: Any) -> Any:
+        for kind in dict.fromkeys(model.kinds):
+            kernel = true_kernel(model, kind, params, model.covariate(model.kinds.index(kind)))
+            if not has(kernel, "log_prob"):
+                lacking.add(type(kernel).__name__)
+        return 0
+
+    jax.eval_shape(look, bf.params)
+    if not lacking:
+        how = "ess:0.5" if model.is_chain else None
+        return posterior or forward(bf, key, 500, how), None
+    if posterior is not None:
+        raise BadArgument(
+            f"{' and '.join(sorted(lacking))} cannot weigh a given step: there is no log_prob",
+            fix="leave posterior out, so that paths are kept with their noise",
+        )
+    noise = draw_noise(model, key, bf.params, 500)
+    values, logs = jax.jit(jax.vmap(guided_path, in_axes=(None, 0)))(bf, noise)
+    return Guided.of(np.asarray(values), np.asarray(logs, dtype=float)), noise
+
+
 def _loss(
-    bf: BackwardFilter, theta: Any, value: Value, x: Array, noise: Any, level: Array, loss: str
+    bf: BackwardFilter,
+    theta: Any,
+    value: Value,
+    x: Array,
+    noise: Any,
+    own: Any,
+    level: Array,
+    loss: str,
 ) -> Array:
-    """Of one posterior path x [n, …], with noise for the rivals of every node [rivals, …]."""
+    """Of one posterior path x [n, …].
+
+    `noise` is for the rivals of every node, of each kind [rivals, count, …]; `own` is what drew the
+    path, of each kind [count, …], and None where kernels have a density.
+    """
     model = bf.model
     kids, seen = children(model), _seen(model)
     parent = np.array([pa[0] if pa else s for s, pa in enumerate(model.parents)])
@@ -147,18 +188,21 @@ def _loss(
         on, share = kids[at] > 0, 1 / np.maximum(kids[parent[at]], 1)
         inputs[kind] = (
             x[at], jnp.moveaxis(noise[kind], 0, 1), bf.anchors[at], seen[at], on, share,
-            rows(theta, at), rows(theta, parent[at]),
+            rows(theta, at), rows(theta, parent[at]), None if own is None else own[kind],
         )  # fmt: skip
 
     def visit(kind: str, cov: Any, x: Array, row: Any, g: Any, m: Any, a: Array) -> Any:
-        y, z, own, seen, on, share, theta, above = row
+        y, z, anchor, seen, on, share, theta, above, drew = row
         kernel, k_tilde = edge(model, kind, bf.params, cov, a, bf.inflate)
         others, numerators = jax.vmap(lambda z: step(kernel, k_tilde, g, x, z))(z)
 
         def F(y: Array) -> Array:  # noqa: N802
-            return jnp.where(on, value(theta, y), 0.0) + _mended(bf, seen, y, own)
+            return jnp.where(on, value(theta, y), 0.0) + _mended(bf, seen, y, anchor)
 
-        here = F(y) + score(kernel, k_tilde, g, x, y)[1]
+        weigh = (
+            score(kernel, k_tilde, g, x, y) if drew is None else step(kernel, k_tilde, g, x, drew)
+        )
+        here = F(y) + weigh[1]
         there = jax.vmap(F)(others) + numerators
         if loss == "contrastive":
             return y, jax.nn.logsumexp(jnp.append(there, here)) - here

@@ -209,6 +209,59 @@ def test_a_learned_drift_makes_the_weights_of_a_bridge_even() -> None:
         assert abs(z_score(out, 0.32843)) < 4.9
 
 
+def bent_tree() -> Any:
+    """Two diffusions that part after a common edge, by Euler steps inside the edges, badly guided."""
+    step = bffg.euler(
+        lambda t, x, p: 2 * jnp.sin(2 * x), lambda t, x, p: jnp.full((1, 1), 0.7), 1,
+        aux=lambda t, p: (jnp.full((1, 1), -0.5), jnp.zeros(1), jnp.full((1, 1), 0.7)),
+    )  # fmt: skip
+    return bffg.tree(
+        [-1, 0, 1, 1], bffg.euler_steps(step, 6), lambda p, c: bffg.Point(jnp.array([0.2])), [2, 3],
+        lambda p, c: bffg.GaussianLeaf(jnp.eye(1), 0.04 * jnp.eye(1)),
+        covariates={"length": np.array([0.0, 0.6, 0.3, 0.4])},
+    )  # fmt: skip
+
+
+def changing() -> Any:
+    """A jump process whose rates change within three edges, guided by other, constant ones."""
+    low, high = (
+        jnp.array([[0, a, 0.2], [b, 0, a], [0.3, b, 0]]) for a, b in ((0.2, 2.0), (2.0, 0.4))
+    )
+
+    def edge(params: Any, c: Any) -> Any:
+        guess = jnp.array([[0, 0.3, 1.0], [0.3, 0, 0.3], [1.0, 0.3, 0]])
+        rates = lambda t, theta: theta[0] + (theta[1] - theta[0]) * t  # noqa: E731
+        return bffg.JumpProcess(jnp.asarray(1.0), (low, high), guess, jnp.asarray(4.0), rates, 22)
+
+    return bffg.chain(
+        4, edge, lambda p, c: bffg.Finite(jnp.array([0.6, 0.3, 0.1])),
+        lambda p, c: bffg.FiniteLeaf(0.85 * jnp.eye(3) + 0.05), observed=[1, 3],
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "data", "key", "loss"),
+    [
+        pytest.param(bent_tree, [[1.5], [1.2]], 0, "contrastive", id="diffusion"),
+        pytest.param(bent_tree, [[1.5], [1.2]], 0, "ratio", id="diffusion-ratio"),
+        pytest.param(changing, [1.0, 2.0], 1, "contrastive", id="jumps"),
+    ],
+)
+def test_edges_without_a_density_learn_too(make: Any, data: Any, key: int, loss: str) -> None:
+    """With and without a residual the evidence is the same; the ESS grows; a path alone is refused."""
+    bf, n = bffg.backward(make(), np.array(data)), 20_000
+    learned = bffg.fit_residual(bf, key=key, loss=loss, hidden=4).on(bf)
+    before, after = (bffg.forward(f, 5, n=n) for f in (bf, learned))
+    print(f"ESS {before.ess / n:.3f} before, {after.ess / n:.3f} after")
+    assert after.ess > 1.1 * before.ess
+    w, v = np.exp(before.log_weights), np.exp(after.log_weights)
+    spread = np.sqrt(w.var() / n + v.var() / n)
+    assert abs(w.mean() - v.mean()) < 4.9 * spread
+    with pytest.raises(BadArgument, match="no log_prob"):
+        bffg.fit_residual(bf, before)
+
+
 def test_a_residual_needs_a_filter_without_one() -> None:
     bf = bffg.backward(bent(), DATA)
     once = any_network(3, 1).on(bf)
