@@ -43,10 +43,9 @@ class GuidedLogits:
         """Nothing is read."""
         self.automaton, self.prompt_length, self.eos = automaton, prompt_length, eos
         self._known: dict[tuple[int, ...], Prefixes] = {(): automaton.start()}
-        self._level: dict[tuple[int, ...], float] = {
-            (): 0.0
-        }  # log Π Z / g, for strings that arrived
-        self._last: dict[tuple[int, ...], tuple[float, Floats]] = {}  # with Z, and log g, one on
+        # log Π Z / g of strings that arrived; the same with Z, and log g, of those that go on
+        self._level: dict[tuple[int, ...], float] = {(): 0.0}
+        self._last: dict[tuple[int, ...], tuple[float, Floats]] = {}
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """log p + log g of the next token [B, V]; strings that have ended or died are let through."""

@@ -70,7 +70,7 @@ def _learnt(grammar: Grammar, most: int) -> TextAutomaton:
     probes = sorted(words)[:PROBES] + [c * n for c in RUNS for n in range(2, STEPS)]
     start = compiled(_probing(tuple(dict.fromkeys(probes))), grammar).start()
     learner = _Learner(grammar, most)
-    learner.sift(start, b"")
+    learner.sift(start)
     learner.explore()
     walks = _walks(start, [w.encode() for w in sorted(words)])
     while any([learner.corrected(walk) for walk in walks]):  # all of them, then all again
@@ -116,32 +116,30 @@ class _Walk(NamedTuple):
 
 
 class _Learner:
-    """The states found so far: the text that led to each, and where its bytes lead."""
+    """The states found so far, and where their bytes lead."""
 
     def __init__(self, grammar: Grammar, most: int) -> None:
         self.grammar, self.most = grammar, most
-        self.texts: list[bytes] = []
         self.states: list[ConstraintState] = []
+        """Of the grammar, after the text that led to each."""
         self.rows: list[list[int]] = []
         """[S, 256]; -1 leads to the state of no return."""
         self.tree = _Question(b"")
         self.above: list[_Question] = []
         """The question right above each state."""
 
-    def sift(self, state: ConstraintState | None, text: bytes) -> int:
-        """The number of the state after a text: perhaps a new one; -1 for that of no return."""
+    def sift(self, state: ConstraintState | None) -> int:
+        """The number of a state of the grammar: perhaps a new one; -1 for that of no return."""
         if state is None or _answer(state) is None:
             return -1
         node: int | _Question = self.tree
         while isinstance(node, _Question):
             above, answer = node, _answer(_after(state, node.text))
             found = above.below.get(answer)
-            node = self._add(state, text, above, answer) if found is None else found
+            node = self._add(state, above, answer) if found is None else found
         return node
 
-    def _add(
-        self, state: ConstraintState, text: bytes, above: _Question, answer: bytes | None
-    ) -> int:
+    def _add(self, state: ConstraintState, above: _Question, answer: bytes | None) -> int:
         number = above.below[answer] = len(self.states)
         if number >= self.most:
             raise BadArgument(
@@ -150,7 +148,6 @@ class _Learner:
                 fix="write matching(..., most=...) or a simpler rule for the guide",
             )
         self.states.append(state)
-        self.texts.append(text)
         self.above.append(above)
         return number
 
@@ -159,10 +156,7 @@ class _Learner:
         while (s := len(self.rows)) < len(self.states):
             self.rows.append([-1] * 256)
             for byte in np.flatnonzero(self.states[s].mask[:256]).tolist():
-                self.rows[s][byte] = self._led(s, byte)
-
-    def _led(self, s: int, byte: int) -> int:
-        return self.sift(self.states[s].after(byte), self.texts[s] + bytes([byte]))
+                self.rows[s][byte] = self.sift(self.states[s].after(byte))
 
     def corrected(self, walk: _Walk) -> bool:
         """Whether a walk found states that were two: they are now told apart."""
@@ -203,7 +197,7 @@ class _Learner:
         self.above[old] = rest
         for s, row in enumerate(self.rows):
             for byte in [b for b, to in enumerate(row) if to == old]:
-                row[byte] = self._led(s, byte)
+                row[byte] = self.sift(self.states[s].after(byte))
         self.explore()
 
     def automaton(self) -> TextAutomaton:

@@ -63,7 +63,7 @@ def length(least: int = 0, most: int | None = None) -> TextAutomaton:
     (True, False, True)
     """
     inside = (np.arange(256) & 0xC0) == 0x80  # of a character, not its first byte
-    return _counted(np.where(inside, 0, 1)[None], least, most, "length")
+    return _counted(~inside[None], np.zeros(256, dtype=np.int64), "length", least, most)
 
 
 def words(least: int = 0, most: int | None = None) -> TextAutomaton:
@@ -72,8 +72,9 @@ def words(least: int = 0, most: int | None = None) -> TextAutomaton:
     >>> words(2, 2)(" so it "), words(2, 2)("so")
     (True, False)
     """
-    space = np.isin(np.arange(256), list(SPACES))
-    return _counted(np.stack([~space, np.zeros(256, dtype=bool)]), least, most, "words", space)
+    letter = ~np.isin(np.arange(256), list(SPACES))
+    begins = np.stack([letter, np.zeros(256, dtype=bool)])  # a letter behind a space, or at first
+    return _counted(begins, letter.astype(np.int64), "words", least, most)
 
 
 def _tree(words: tuple[str, ...]) -> tuple[list[dict[int, int]], list[int]]:
@@ -111,24 +112,22 @@ def _read(words: tuple[str, ...]) -> tuple[Ints, Bools]:
     return table, found
 
 
-def _counted(
-    step: Ints | Bools, least: int, most: int | None, caller: str, space: Bools | None = None
-) -> TextAutomaton:
-    """Texts whose bytes add up to a number; what a byte counts depends on the byte before.
+def _counted(counts: Bools, kind: Ints, caller: str, least: int, most: int | None) -> TextAutomaton:
+    """Texts so many of whose bytes count; whether one does depends on the byte before.
 
     Args:
-        step: what each byte counts [K, 256], after a byte of each of K kinds.
+        counts: whether a byte counts behind one of each kind [K, 256].
+        kind: the kind of each byte; a text begins as behind one of kind 0 [256].
+        caller: who asks.
         least: the smallest number.
         most: the largest; None: any.
-        caller: who asks.
-        space: bytes of the first kind, those of the second being all others; one kind, when left out.
     """
     check_integers(caller, 0, least=least)
     if most is not None:
         check_integers(caller, least, most=most)
-    K, top = len(step), (least if most is None else most + 1)
-    n = np.minimum(np.arange(top + 1)[:, None, None] + step, top)  # [count, K, 256]
-    kind = np.zeros(256, dtype=np.int64) if space is None else np.where(space, 0, 1)
-    count = np.repeat(np.arange(top + 1), K)
-    holds = (count >= least) & (count <= (top if most is None else most))
-    return fewest((n * K + kind).reshape(-1, 256), holds[:, None])
+    top = least if most is None else most + 1
+    number = np.minimum(np.arange(top + 1)[:, None, None] + counts, top)  # [top + 1, K, 256]
+    holds = np.repeat(np.arange(top + 1), len(counts)) >= least
+    if most is not None:
+        holds[-len(counts) :] = False
+    return fewest((number * len(counts) + kind).reshape(-1, 256), holds[:, None])
