@@ -29,6 +29,8 @@ FEW = 8
 ROWS = 40
 """Sites that are printed."""
 QUANTILES = (0.05, 0.5, 0.95)
+LARGE = 2**63
+"""A whole number from here on is a value: arrays of numbers do not hold it."""
 SHOWN = ("sample", "deterministic", "effect", "choose", "reward")
 """What a site must be; an observation or a factor has a known value."""
 
@@ -110,7 +112,7 @@ def summary(posterior: Posterior) -> Summary:
         if x is not None and (x.dtype == np.float64 or len(set(x.tolist())) > FEW):
             numbers.append(_number_row(posterior, name, x, site))
         elif site is not None or any(v is not None for v in drawn):
-            values.append(_value_row(posterior, name, drawn))
+            values.append(_value_row(posterior, name, site))
     return Summary(
         made_by(posterior), evidence, tuple(numbers), tuple(values), tuple(posterior.warnings)
     )
@@ -130,6 +132,8 @@ def as_numbers(values: Sequence[Any], weights: Floats) -> Floats | Ints | None:
     numbers = [v for v, w in zip(values, weights, strict=True) if w > 0]
     for v in numbers:
         if isinstance(v, (bool, np.bool_)) or not isinstance(v, (int, float, np.number)):
+            return None
+        if isinstance(v, int) and abs(v) >= LARGE:
             return None
     whole = all(isinstance(v, (int, np.integer)) for v in numbers)
     x: Floats | Ints = np.zeros(len(values), dtype=np.int64) if whole else np.zeros(len(values))
@@ -170,15 +174,17 @@ def interval(posterior: Posterior, of: Of, mass: float) -> Interval:
 def _number_row(posterior: Posterior, name: str, x: Floats | Ints, site: str | None) -> NumberRow:
     w = posterior.weights
     mean, se = posterior.expectation(site)
-    sd = math.sqrt(float(w @ (x - mean) ** 2))
+    with np.errstate(invalid="ignore"):  # an infinite one has no spread
+        sd = math.sqrt(float(w @ (x - mean) ** 2))
     return NumberRow(name, mean, se, sd, tuple(quantile(x, w, q) for q in QUANTILES))
 
 
-def _value_row(posterior: Posterior, site: str, drawn: Sequence[Any]) -> ValueRow:
-    at = {id(t): hashable(v) for t, v in zip(posterior.traces, drawn, strict=True)}
-    table: Marginal = posterior.marginal(lambda t: at[id(t)])
+def _value_row(posterior: Posterior, name: str, site: str | None) -> ValueRow:
+    table: Marginal = posterior.marginal(
+        lambda t: hashable(t.result if site is None else t.get(site))
+    )
     best = table.best
-    return ValueRow(site, best, table[best], table.se[best], len(table))
+    return ValueRow(name, best, table[best], table.se[best], len(table))
 
 
 def _number(x: float) -> str:

@@ -39,7 +39,7 @@ class Bands:
 
     def __call__(self, value: Any) -> Any:
         """Its interval, as text; what is no number is itself."""
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
             return hashable(value)
         k = min(max(math.floor(value / self.step + 1e-9), self.low), self.high)
         return self.names[k - self.low]

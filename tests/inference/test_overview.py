@@ -116,3 +116,16 @@ def test_rounding_is_no_interval() -> None:
             sample("x", Bernoulli(0.3))
 
     assert str(infer(flat, engine=SMC(20)).summary()).splitlines()[1].startswith("log evidence 0, ")
+
+
+def test_numbers_that_no_array_holds() -> None:
+    @program
+    def strange() -> int:
+        k: int = sample("k", Uniform(range(20)))
+        deterministic("late", math.inf if k else 1.5)
+        return 10**30 + k
+
+    table = infer(strange, engine=Enumerate()).summary()
+    assert (table.values[0].site, table.values[0].different) == ("result", 20)
+    late = table.numbers[1]
+    assert late.site == "late" and late.mean == math.inf and math.isnan(late.sd)

@@ -54,6 +54,13 @@ def test_what_repeats_or_is_no_fraction_is_an_answer_of_its_own() -> None:
     assert Bands(1.0, 0, 4)(None) is None
 
 
+def test_numpy_numbers_fall_into_intervals_too() -> None:
+    post = of([np.float32(k + 0.5) for k in range(40)])
+    found, name = named_answers(post)
+    assert math.fsum(p for _, p in in_order(found, name)) == pytest.approx(1.0)
+    assert Bands(1.0, 0, 4)(math.inf) == math.inf
+
+
 def of(results: Sequence[object]) -> Posterior:
     post = infer(level, 1.0, engine=Enumerate())
     for trace, result in zip(post.traces, results, strict=True):
