@@ -29,7 +29,7 @@ from lmppl.grammars import Grammar, grammar_of
 from lmppl.inference.bffg.strings.texts import TextAutomaton
 from lmppl.lm.table import TableLM
 
-WALKS, STEPS = 200, 100
+WALKS, STEPS = 100, 100
 """Walks that look for a disagreement, and bytes of each."""
 RUNS = "aA0 "
 """Characters whose repetitions are asked for: they tell how much room a text has left."""
@@ -219,7 +219,7 @@ def _walks(start: ConstraintState, words: list[bytes]) -> list[_Walk]:
             allowed = np.flatnonzero(state.mask[:256])
             if not len(allowed):
                 break
-            step = bytes([int(rng.choice(allowed))])
+            step = bytes([int(allowed[rng.integers(len(allowed))])])
             if words and rng.random() < 0.3:
                 word = words[rng.integers(len(words))]
                 step = step if _after(state, word) is None else word

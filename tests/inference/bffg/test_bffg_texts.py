@@ -106,7 +106,12 @@ def test_words_and_their_logic() -> None:
 
 @pytest.mark.parametrize(
     ("regex", "states"),
-    [(r"a(bc|bd)*e?", 5), (r"[a-c]{2,9}x", 12), (r"[a-e]*(cat|[cC]ab)[a-e]*", None)],
+    [
+        (r"a(bc|bd)*e?", 5),
+        (r"[a-c]{2,9}x", 12),
+        (r"[a-e]*(cat|[cC]ab)[a-e]*", None),
+        (r"(a|b)*a(a|b)(a|b)", 9),  # its states are told apart by questions of their own
+    ],
 )
 def test_an_automaton_learnt_from_the_grammar_is_that_of_the_expression(
     regex: str, states: int | None
@@ -115,6 +120,7 @@ def test_an_automaton_learnt_from_the_grammar_is_that_of_the_expression(
     rng = np.random.default_rng(0)
     letters = list("abcdext")
     texts = ["".join(rng.choice(letters, n)) for n in rng.integers(0, 12, 3000)]
+    texts += ["".join(rng.choice(["a", "b"], n)) for n in rng.integers(0, 12, 1000)]
     texts += ["abcbde", "ae", "aaaaaaaaax", "aaaaaaaaaax", "abcatde", "abCab", "acab", "aCabcat"]
     assert [found(t) for t in texts] == [re.fullmatch(regex, t) is not None for t in texts]
     if states is not None:
@@ -128,6 +134,34 @@ def test_schemas_and_what_is_no_regular_grammar() -> None:
     assert nested("acb") and nested("aacbb") and not nested("aacb")
     with pytest.raises(BadArgument, match="more than 5 states"):
         matching(r"[a-d]{3,8}", most=5)
+
+
+@pytest.mark.slow
+def test_a_schema_of_some_hundred_states() -> None:
+    names = {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "maximum": 120},
+    }
+    tags = {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 3}
+    schema = {
+        "type": "object",
+        "properties": {**names, "tags": tags},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    found = matching(json_schema=schema)
+    assert 200 < len(found.table) < 500
+    for text, ok in {
+        '{"name": "Bob", "age": 12}': True,
+        '{"name": "Bob", "age": 121}': False,
+        '{"name": "Bob", "age": -7, "tags": ["red", "blue"]}': True,
+        '{"name": "Bob", "age": 1, "tags": ["red", "blue", "red", "red"]}': False,
+        '{"name": "Bob", "age": 1, "tags": ["grey"]}': False,
+        '{"age": 12}': False,
+        f'{{"name": "{"b" * 20}", "age": 12}}': True,
+        f'{{"name": "{"b" * 21}", "age": 12}}': False,
+    }.items():
+        assert found(text) == ok, text
 
 
 def test_over_tokens_it_reads_every_tokenisation() -> None:
