@@ -295,7 +295,8 @@ def _level(
     for bucket, lane in zip(run, lanes, strict=True):
         # Fuse
         scale, g = jax.vmap(lambda m: m.normalize())(rows(acc, lane.nodes))
-        acc = jax.tree.map(lambda a, b, at=lane.into: a.at[at].set(b, mode="drop"), acc, g)
+        put = partial(jax.tree.map, lambda a, b, at=lane.into: a.at[at].set(b, mode="drop"))
+        acc = with_anchor(put(acc, g), acc)  # the anchors are there
         scales = scales.at[lane.into].set(scale, mode="drop")
         # Pull back
         up = _pull_bucket(model, bucket, lane, params, inflate, at, g)
