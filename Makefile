@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 # Test files run side by side, each worker on one thread.
 WORKERS := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-all test-servers test-ray lint format types public-names bench peers peers-bffg peers-constraints docs clean
+.PHONY: help demo test test-all test-servers test-ray test-kernels lint format types public-names bench peers peers-bffg peers-constraints docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test-all    the same with the slow statistical tests"
 	@echo "make test-servers  SmolLM2 behind vLLM and llama.cpp, real servers"
 	@echo "make test-ray    a run spread over two processes by Ray"
+	@echo "make test-kernels  the GPU kernels by Triton's interpreter, on the CPU"
 	@echo "make bench       the measured figures"
 	@echo "make peers       the comparison with other packages, in an environment of its own"
 	@echo "make docs        build the documentation into site/"
@@ -99,6 +100,14 @@ test-ray:
 	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]' pytest pytest-timeout hypothesis
 	$(THREADS) .venv-ray/bin/python -m pytest tests/test_ray.py
+
+# The kernels of a GPU, number by number on the CPU. Triton (280 MB) stands beside the environment.
+TRITON := build/triton
+$(TRITON)/.installed: Makefile
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TRITON) triton==3.9.0
+	touch $@
+test-kernels: $(STAMP) $(TRITON)/.installed
+	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON) $(THREADS) $(BIN)/python -m pytest tests/kernels
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
