@@ -21,7 +21,7 @@ SPACES = b" \t\n\r\x0b\x0c"
 def containing(*words: str) -> TextAutomaton:
     """Texts in which one of the words stands somewhere.
 
-    A state is how much of a word has just been read, so that a thousand words are as good as one.
+    A state is how much of a word has just been read: there are as many as letters in the words, or less.
 
     >>> containing("he", "she")("ashes"), (~containing("he", "she"))("ashes")
     (True, False)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmppl.arguments import check_numbers
 from lmppl.inference.bffg.strings.automaton import HMMAutomaton
 from lmppl.inference.smc.resampling import systematic
 from lmppl.lm.base import LanguageModel
@@ -71,6 +72,7 @@ def guided_strings(
     >>> round(float(np.exp(guided_strings(lm, (), guide, 4, 0).log_evidence)), 6)
     0.271
     """
+    check_numbers("guided_strings", 0.0, 1.0, resample=resample, rare=rare)
     chance, T = chance or GumbelMax(), guide.horizon
     at, level = guide.start(n), 0.0
     used = lw = guide.log_g(at)
