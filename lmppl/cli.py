@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from lmppl import __version__
+from lmppl.commands.console import clean, say
 from lmppl.commands.options import (
     check_keeping,
     debug_option,
@@ -63,21 +64,19 @@ class Roof(click.Group):
         except Exception as error:
             code = report(error, debug)
         except KeyboardInterrupt:
-            _line("interrupted")
+            say("interrupted")
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else OK)
 
 
 def report(error: Exception, debug: bool) -> int:
     """Print an error and return its exit code."""
-    from lmppl.commands.console import clean
-
     if debug and not isinstance(error, click.exceptions.Exit):
         traceback.print_exception(error)
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.Abort):
-        _line("interrupted")
+        say("interrupted")
         return INTERRUPTED
     if isinstance(error, click.ClickException) and type(error).__name__ == "NoArgsIsHelpError":
         error.show()
@@ -85,7 +84,7 @@ def report(error: Exception, debug: bool) -> int:
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         more = f" (see {context.command_path} --help)" if context is not None else ""
-        _line(f"error: {clean(error.format_message())}{more}")
+        say(f"error: {clean(error.format_message())}{more}")
         return USAGE
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,13 +92,13 @@ def report(error: Exception, debug: bool) -> int:
     if isinstance(error, LmpplError):
         what, *more_lines = error.fields["what"].splitlines()
         cure = [f"{k}: {v}" for k, v in error.fields.items() if k not in ("what", "value")]
-        _line("error: " + clean("; ".join([what, *([] if more_lines else cure)])))
+        say("error: " + clean("; ".join([what, *([] if more_lines else cure)])))
         for line in more_lines:
-            _line("error: " + clean(line))
+            say("error: " + clean(line))
         return _code(error)
-    _line(f"error: defect of lmppl: {type(error).__name__}: {clean(error)}")
+    say(f"error: defect of lmppl: {type(error).__name__}: {clean(error)}")
     if not debug:
-        _line("error: run it again with --debug and report the traceback")
+        say("error: run it again with --debug and report the traceback")
     return DEFECT
 
 
@@ -107,10 +106,6 @@ def _code(error: LmpplError) -> int:
     if isinstance(error, Suspended) or type(error).__name__ == "OutOfSpace":
         return SUSPENDED
     return DEFECT if isinstance(error, Deadlock) else USAGE
-
-
-def _line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @click.group(cls=Roof, context_settings={"help_option_names": ["-h", "--help"]})
@@ -263,7 +258,6 @@ def check(program: str, data: str | None, models: tuple[str, ...], seed: int) ->
     """
     from lmppl.checking import check as look
     from lmppl.commands import loading
-    from lmppl.commands.console import clean
     from lmppl.data import fits, read_questions
 
     sources = loading.parse_models(models)

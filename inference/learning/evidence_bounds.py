@@ -27,7 +27,7 @@ from lmppl.inference.calls import infer
 from lmppl.inference.machine.paths import Node
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.results.posterior import population_posterior
-from lmppl.inference.smc.conditional import Swept, filter_of, sweep
+from lmppl.inference.smc.conditional import Swept, chosen, filter_of, sweep
 from lmppl.inference.smc.particle_filter import SMC
 from lmppl.random import draw, fold
 from lmppl.types import Floats
@@ -144,13 +144,13 @@ class _Both(Engine):
         paths = yield from self._exact(machine, replace(settings, guide=None))
         self.exact.append(len(paths) == self.runs)
         if not self.exact[0] and best is not None:
-            paths = [_chosen(machine, best[1], best[0])]
+            paths = [chosen(machine, best[1], best[0])]
         for i in range(self.runs if paths else 0):
             key = fold(machine.key, "conditional", i)
             around: Swept = yield from sweep(machine, settings, key, paths[i])
             self.above.append(log_mean_exp(around.lw))
             if not self.exact[0]:
-                paths.append(_chosen(machine, key, around))
+                paths.append(chosen(machine, key, around))
         states = [h.state for h in plain.heads]
         return population_posterior(machine, self, states, self.below[-1], plain.history)
 
@@ -176,7 +176,3 @@ class _Both(Engine):
             if len(paths) == self.runs:
                 break
         return paths
-
-
-def _chosen(machine: Machine, key: int, swept: Swept) -> Node:
-    return swept.heads[draw(machine.env.chance, fold(key, "path"), swept.lw)]

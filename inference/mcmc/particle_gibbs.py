@@ -21,13 +21,13 @@ from lmppl.arguments import check_integers
 from lmppl.errors import BadArgument
 from lmppl.inference.base import Engine
 from lmppl.inference.guide import AnyGuide
-from lmppl.inference.machine.paths import Node, forced
+from lmppl.inference.machine.paths import forced
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.mcmc.chain import chain_posterior
 from lmppl.inference.results.posterior import population_posterior
-from lmppl.inference.smc.conditional import Swept, filter_of, sweep
+from lmppl.inference.smc.conditional import Swept, chosen, filter_of, sweep
 from lmppl.inference.smc.particle_filter import SMC, barriers, tokens
-from lmppl.random import draw, fold
+from lmppl.random import fold
 from lmppl.weights import NEG_INF, log_mean_exp
 
 
@@ -124,8 +124,3 @@ class ParticleGibbs(Engine):
                 traces.append(x.trace)
         last = swept.told("the last sweep")
         return chain_posterior(machine, self, traces, evidence, history=last)
-
-
-def chosen(machine: Machine, key: int, swept: Swept) -> Node:
-    """A path drawn by the final weights."""
-    return swept.heads[draw(machine.env.chance, fold(key, "path"), swept.lw)]

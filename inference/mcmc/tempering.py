@@ -28,9 +28,8 @@ from lmppl.inference.machine.paths import Node, forced
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.machine.together import together
 from lmppl.inference.mcmc.chain import accepts, chain_posterior
-from lmppl.inference.mcmc.particle_gibbs import chosen
 from lmppl.inference.results.posterior import population_posterior
-from lmppl.inference.smc.conditional import Swept, filter_of, sweep
+from lmppl.inference.smc.conditional import Swept, chosen, filter_of, sweep
 from lmppl.inference.smc.particle_filter import SMC, barriers, tokens
 from lmppl.random import fold
 from lmppl.trace import Trace

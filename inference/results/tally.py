@@ -21,6 +21,7 @@ from lmppl.arguments import as_array, check_functions
 from lmppl.errors import BadArgument, excerpt
 from lmppl.inference.results.estimates import Marginal
 from lmppl.inference.results.posterior import Posterior
+from lmppl.inference.results.summary import hashable
 from lmppl.types import Floats, Ints
 
 Key = Callable[[Any], Any]
@@ -134,15 +135,6 @@ def tally(
         dropped=max(0.0, 1.0 - total),
         of=tuple(of_answer),
     )
-
-
-def hashable(value: Any) -> Any:
-    """The value, or its repr where it cannot be hashed."""
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value
 
 
 def _source(answers: Any, of: Any) -> _Source:

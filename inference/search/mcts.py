@@ -30,7 +30,7 @@ from lmppl.inference.guide import AnyGuide
 from lmppl.inference.machine.population import Jobs, Machine
 from lmppl.inference.search.found import LAW, found
 from lmppl.inference.search.nodes import Node, Request, check_search
-from lmppl.inference.search.refine import likelihood
+from lmppl.inference.search.refine import score_of
 from lmppl.inference.search.tree import Tree
 from lmppl.trace import Trace
 
@@ -130,7 +130,7 @@ class MCTS(Engine):
             machine,
             self,
             particles,
-            [self._score(p.trace) for p in particles],
+            [score_of(p.trace, self.score) for p in particles],
             expansions=tree.expansions,
             nodes=tree.grown,
             complete=root.stats.closed and tree.listed_all and bool(particles),
@@ -188,11 +188,8 @@ class MCTS(Engine):
         if n.particle.dead:
             return 0.0
         if n.finished:
-            return self._score(n.particle.trace)
+            return score_of(n.particle.trace, self.score)
         return math.exp(min(n.log_h, 0.0))
-
-    def _score(self, trace: Trace) -> float:
-        return likelihood(trace) if self.score is None else float(self.score(trace))
 
 
 def _mark(leaf: Node, sign: int) -> None:

@@ -111,7 +111,7 @@ class ABMCTS(Engine):
             wave = [self._particle(machine, t, envs) for t in trials]
             yield from machine.advance(wave, "end")
             for t, p in zip(trials, wave, strict=True):
-                score = 0.0 if p.dead else self._score(p.trace)
+                score = 0.0 if p.dead else score_of(p.trace, self.score)
                 tree.tell(t.id, p.strand.result, score)
             runs += wave
         scores = [tree.told[p.index] * 2.0**-40 for p in runs]
@@ -153,8 +153,10 @@ class ABMCTS(Engine):
         launch.models, launch.chance, launch.met = base.models, base.chance, base.met
         return Particle(Strand(launch), fold(machine.key, "trial", trial.id), trial.id)
 
-    def _score(self, trace: Trace) -> float:
-        return likelihood(trace) if self.score is None else float(self.score(trace))
+
+def score_of(trace: Trace, score: Callable[[Trace], float] | None) -> float:
+    """The number of a finished trace: by a function, or its likelihood."""
+    return likelihood(trace) if score is None else float(score(trace))
 
 
 def likelihood(trace: Trace) -> float:

@@ -286,3 +286,8 @@ def _offspring(
         if parent is not None and a not in born:
             parent.strand.kill()
     return children
+
+
+def chosen(machine: Machine, key: int, swept: Swept) -> Node:
+    """A path drawn by the final weights."""
+    return swept.heads[draw(machine.env.chance, fold(key, "path"), swept.lw)]
