@@ -244,17 +244,17 @@ class TorchLM(Tokenized):
     def open(self, contexts: Sequence[Ids]) -> TorchRows:
         """Rows at these contexts; what was computed before or is shared is not computed again."""
         with self.computing():
-            resting = self.store.take_up(contexts)
+            resting, before = self.store.take_up(contexts), self.usage.computed_tokens
             if resting is not None:
                 batch, places = resting
                 rows = batch.take_up(places, contexts)
-                self.usage.cached_tokens += int(rows.lens.sum()) - rows.pending * len(rows)
+                waiting = rows.pending * len(rows) + self.usage.computed_tokens - before
+                self.usage.cached_tokens += int(rows.lens.sum()) - waiting
                 return rows
             self._check(contexts)
             unique = sorted(set(contexts))
             place = {c: u for u, c in enumerate(unique)}
             which = np.array([place[c] for c in contexts], dtype=np.int64)
-            before = self.usage.computed_tokens
             block: Block | NativeBlock
             if self.network.engine == "slots":
                 block, at, scores = self._prefill(unique, which)

@@ -85,6 +85,11 @@ class Network:
             self.engine = self._choose(ENGINES if engine == "auto" else (engine,))
         self.usage = Usage()
 
+    @property
+    def padded(self) -> bool:
+        """Whether a single step costs about the same for a few rows more."""
+        return self.fused is not None or self.buckets is not None
+
     # -- slots -------------------------------------------------------------------------------
 
     def forward(
@@ -109,8 +114,7 @@ class Network:
         """
         counts = np.array([len(t) for t in tokens], dtype=np.int64)
         width = int(counts.max())
-        padded = self.fused is not None or self.buckets is not None
-        if padded and width == 1 and len(rows) == len(block) and all(map(len, wanted)):
+        if self.padded and width == 1 and len(rows) == len(block) and all(map(len, wanted)):
             return self.step(block, np.array(tokens, dtype=np.int64))
         ids = np.zeros((len(rows), width), dtype=np.int64)
         for r, one in enumerate(tokens):

@@ -190,7 +190,13 @@ class TorchRows(Rows):
         new = TorchRows(self.lm, self.block, self.at, self._inner, self.ids, self.lens, self.opened)
         new._outer, new.pending = self._outer, self.pending
         self._inner = self._outer = None
-        new.select(np.array(rows, dtype=np.int64))
+        index, where = np.unique(rows, return_inverse=True)
+        if new.pending and len(index) < len(rows) and not self.lm.network.padded:
+            new.select(index)
+            new._scores()  # survivors with many copies are computed once
+            new.select(where)
+        else:
+            new.select(np.array(rows, dtype=np.int64))
         new.opened = list(contexts)
         return new
 
