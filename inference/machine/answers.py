@@ -68,7 +68,7 @@ class Answers(Faults, ABC):
 
     @draws.setter
     def draws(self, answer: Callable[[Particle, Message, Key], Any]) -> None:
-        self._draws, self.usual = answer, answer == self._draw
+        self._draws, self.usual = answer, answer == self.draw_site
 
     @abstractmethod
     def _submit(self, job: Job, p: Particle, s: Strand) -> Job:
@@ -132,7 +132,8 @@ class Answers(Faults, ABC):
             return 0.0
         return m.dist.score(m.value, self.env)
 
-    def _draw(self, p: Particle, m: Message, key: Key) -> Any:
+    def draw_site(self, p: Particle, m: Message, key: Key) -> Any:
+        """The usual answer: a draw of the law, or of its proposal with the weight that corrects it."""
         if m.proposal is None:
             return m.dist.draw(key, self.env)
         env, dist = self.env, m.dist

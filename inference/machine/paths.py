@@ -225,7 +225,7 @@ class Script:
         rigid = self.rigid[m.fingerprint()] = law is None or not scores(law, self.machine.env)
         given = self.given.get(p)
         if given is None:
-            return self.machine._draw(p, m, key)
+            return self.machine.draw_site(p, m, key)
         address = m.address
         source = m.dist if m.proposal is None else m.proposal
         if given.chunks is not None and isinstance(source, StringDistribution):
@@ -237,7 +237,7 @@ class Script:
         if given.strict:
             return Draw(None, NEG_INF, 0.0)
         given.fresh.add(address)
-        return self.machine._draw(p, m, key)
+        return self.machine.draw_site(p, m, key)
 
     def _followed(
         self, p: Particle, m: Message, key: Key, given: Given, chunk: Chunk | None
@@ -253,7 +253,7 @@ class Script:
                 )
             return Draw(None, NEG_INF, 0.0)
         given.used.add(m.address)
-        step = self.machine._draw(p, m, key)
+        step = self.machine.draw_site(p, m, key)
         step.given = chunk.ids
         return step
 

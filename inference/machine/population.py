@@ -101,7 +101,7 @@ class Machine(Growing, Answers):
         self.began = time.perf_counter()
         self.stop: Stop = "end"
         self.limit: int | None = None
-        self.draws = self._draw
+        self.draws = self.draw_site
         self.ignore_weights = False
         """Whether observations and factors count nothing (sampling from the prior)."""
 

@@ -60,7 +60,7 @@ class Fractured(Engine):
 
     def run(self, machine: Machine) -> Jobs:
         """The loops of the module's first lines."""
-        plain = machine._draw
+        plain = machine.draw_site
         machine.draws = lambda p, m, key: WAITING if m.address == self.cut else plain(p, m, key)
         chains = [machine.particle(i) for i in range(self.particles)]
         yield from machine.advance(chains, "end")

@@ -102,7 +102,7 @@ class ABMCTS(Engine):
 
         def drawn(p: Particle, m: Message, key: Key) -> Any:
             env = envs.get(p.index)
-            return machine._draw(p, m, key) if env is None else m.dist.draw(key, env)
+            return machine.draw_site(p, m, key) if env is None else m.dist.draw(key, env)
 
         machine.draws = drawn
         runs: list[Particle] = []

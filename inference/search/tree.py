@@ -121,7 +121,7 @@ class Tree:
                     drawing.append((ends[-1], leaf, self._step(ends[-1], leaf.pending, leaf)))
         yield from self._deliver(drawing)
         pause = self.machine.draws
-        self.machine.draws = lambda p, m, key: after(self.machine._draw(p, m, key), _under_p)
+        self.machine.draws = lambda p, m, key: after(self.machine.draw_site(p, m, key), _under_p)
         try:
             yield from self._settle(ends)
         finally:
@@ -261,12 +261,12 @@ class Tree:
 def _draw(machine: Machine, p: Particle, m: Message, way: Action | None) -> Any:
     key = fold(p.key, m.address)
     if way is None:
-        return machine._draw(p, m, key)
+        return machine.draw_site(p, m, key)
     if way.env is None:
         adapt = getattr(m.dist, "proposed", None)  # settings are for strings
         before, m.proposal = m.proposal, adapt(**way.proposal) if adapt else m.proposal
         try:
-            return machine._draw(p, m, key)
+            return machine.draw_site(p, m, key)
         finally:
             m.proposal = before
 

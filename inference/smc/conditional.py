@@ -247,7 +247,7 @@ def sweep(
             own = fold(key, "resample", step)
             weights = normalize(v)
             if not kept:
-                ancestors = settings._scheme(weights, own, chance)
+                ancestors = settings.scheme(weights, own, chance)
             else:
                 weights[0] = max(weights[0], LEAST)
                 ancestors = CONDITIONAL[str(settings.resampling)](weights, own, chance)

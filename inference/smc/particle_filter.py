@@ -142,7 +142,8 @@ class SMC(Engine):
     always: bool = False
     temper: Temper | None = None
     rejuvenate: Rejuvenation | None = None
-    _scheme: Scheme = field(init=False, repr=False, compare=False)
+    scheme: Scheme = field(init=False, repr=False, compare=False)
+    """The function of the name `resampling`."""
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -174,7 +175,7 @@ class SMC(Engine):
                 f"rejuvenate={self.rejuvenate!r} moves no particles",
                 fix="write rejuvenate=SingleSite(steps=2)",
             )
-        object.__setattr__(self, "_scheme", scheme(self.resampling))
+        object.__setattr__(self, "scheme", scheme(self.resampling))
 
     def target(self, program: Any = None) -> str:
         """The law of the weighted traces."""
@@ -229,7 +230,7 @@ class SMC(Engine):
             if size > 0 and (self.always or size < self.threshold(population) * n):
                 # Resample
                 r = v if self.temper is None else v / self.temper.temperature(v, step + 1)
-                ancestors = self._scheme(
+                ancestors = self.scheme(
                     normalize(r), fold(machine.key, "resample", step), machine.env.chance
                 )
                 used = v if self.temper is not None and self.temper.biased else r

@@ -138,7 +138,7 @@ class Rounds(Engine):
         other.key = fold(machine.key, "round", number)
         other.ledger, other.deaths = Ledger(), Counter()
         other.memo_waiting = {}
-        other.draws = other._draw
+        other.draws = other.draw_site
         other.began = time.perf_counter()
         base = machine.launch
         kwargs = {**base.kwargs, self.earlier: answers}

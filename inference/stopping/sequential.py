@@ -258,6 +258,6 @@ def _again(machine: Machine, batch: int) -> Machine:
     other.key = fold(machine.key, "batch", batch) if batch else machine.key
     other.ledger, other.deaths = Ledger(), Counter()
     other.memo_waiting = {}
-    other.draws = other._draw
+    other.draws = other.draw_site
     other.began = time.perf_counter()
     return other
