@@ -276,7 +276,7 @@ def hypo(factor: float, dtype: Any) -> tuple[Any, Any]:
     def kernel(p: Any, c: Any) -> Any:
         guess = LinearGaussian(jnp.array(B, dtype), jnp.array(beta, dtype), jnp.array(L, dtype))
         true = LinearGaussian(guess.B, guess.beta, p * guess.L)
-        return guess if factor == 1 else Guessed(true, guess)
+        return true if factor == 1 else Guessed(true, guess)
 
     start = jnp.array([50.0, 0, 0], dtype)
     A, R = jnp.array(np.eye(3)[:2], dtype), jnp.array(0.01 * np.eye(2), dtype)
@@ -294,6 +294,9 @@ def test_the_hypo_elliptic_chain_in_double_and_single_precision() -> None:
     assert float(bf.log_evidence) == pytest.approx(8.5598487338, abs=1e-9)
     out = bffg.forward(bf, 0, n=20)
     assert np.max(np.abs(out.log_weights - float(bf.log_evidence))) <= 1e-10
+    level = jax.jit(lambda p: bffg.backward(model, y, p).log_evidence)
+    around = (float(level(1 + 1e-5)) - float(level(1 - 1e-5))) / 2e-5
+    assert float(jax.jit(jax.grad(level))(1.0)) == pytest.approx(around, rel=1e-5)
     model, y = hypo(1.08, np.float64)
     bf = bffg.backward(model, y, jnp.asarray(1.08))
     out = bffg.forward(bf, 0, n=20000)
