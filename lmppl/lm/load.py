@@ -9,6 +9,7 @@ load("http://host:8000#NAME")    a model behind a server; also vllm:, sglang:, l
 from __future__ import annotations
 
 import difflib
+import inspect
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,7 @@ def load(name: str, *, progress: hub.Progress | None = None, **options: Any) -> 
     _need_torch(name)
     from lmppl.lm.torch import TorchLM
 
+    _check_options(options)
     if name == smollm2.NAME:
         found = smollm2.locate(options.pop("source", "auto"), progress)
         return TorchLM.load(found.path, name=name, source=found.source, **options)
@@ -125,6 +127,19 @@ def as_models(lm: Any) -> dict[str, LanguageModel]:
                 fix='write lm="smollm2", lm=load("path"), or lm={"default": ..., "judge": ...}',
             )
     return models
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse a misspelt option of a model of transformers before anything is fetched or read."""
+    from lmppl.lm.torch import TorchLM
+
+    taken = {*inspect.signature(TorchLM).parameters, *inspect.signature(TorchLM.load).parameters}
+    known = sorted(taken - {"model", "tokenizer", "path", "options"})
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"the options are: {', '.join(known)}"
+            raise BadArgument(f"load has no option {name!r} for a model of this kind", fix=fix)
 
 
 def _is_repo(name: str) -> bool:

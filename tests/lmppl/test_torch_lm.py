@@ -842,3 +842,19 @@ def test_obeys_the_laws_of_language_models(pair: Pair) -> None:
     """The public kit, on every architecture: rows, scores, masks, draws by keyed noise."""
     contexts: list[str | Ids] = ["the cat", "a", "the dog the"]
     check_language_model(pair.lm, contexts, texts=["the cat", "é<|im_end|>"], atol=1e-4, draws=16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:99"}, "CUDA devices"),
+        ({"device": "gpu0"}, "is no device of torch"),
+        ({"dtype": "float99"}, "is no float type"),
+        ({"devise": "cpu"}, "did you mean 'device'"),
+        ({"colour": 3}, "the options are: adapters"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadArgument, match=message):
+        load(str(folder), **options)

@@ -33,7 +33,7 @@ def read(
             does not implement itself.
     """
     check(folder)
-    where = torch.device(device or best_device())
+    where = _device(device)
     kind = _dtype(dtype, where)
     try:
         tokenizer = read_tokenizer(folder)
@@ -78,6 +78,23 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _device(device: str | None) -> torch.device:
+    """The device of this name, if this machine has it."""
+    name = device or best_device()
+    fix = f'write device="{best_device()}", or leave it out: the best that is here is taken'
+    try:
+        found = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise BadArgument(f"{name!r} is no device of torch", fix=fix) from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise BadArgument(
+            f"device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices", fix=fix
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise BadArgument(f"device={name!r}: this machine has none", fix=fix)
+    return found
 
 
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
