@@ -140,10 +140,12 @@ def test_large_batches_and_scattered_ones_step_in_other_ways(
 ) -> None:
     lm = TorchLM.load(made[0], device="cpu", buckets=True)
     rows = lm.open([(5, 6, 7), (8, 9)])
-    block, tokens = rows.block, np.array([4, 4])
-    lm.network.fused.most = 1
-    assert lm.network.fused.step(block, tokens) is None
-    lm.network.fused.most = 64
+    block: Any = rows.block
+    ours: Any = lm.network.fused
+    tokens = np.array([4, 4])
+    ours.most = 1
+    assert ours.step(block, tokens) is None
+    ours.most = 64
     monkeypatch.setattr(fused, "MOST", len(block.columns))
-    assert lm.network.fused.step(block, tokens) is None
+    assert ours.step(block, tokens) is None
     assert block.lens.tolist() == [3, 2]
