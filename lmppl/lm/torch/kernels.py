@@ -71,9 +71,9 @@ def rotate_store(
         of_value = kv // KV
         page = address.to(tl.pointer_type(qkv.dtype.element_ty))
         page += (2 * layer + of_value) * stride + (kv - of_value * KV) * room * D
-        real = (half >= 0) & (address != 0)  # rows that are padding have no slot
-        tl.store(page + half, low, mask=real)
-        tl.store(page + half + D // 2, high, mask=real)
+        if address != 0:  # rows that are padding have no slot
+            tl.store(page + half, low)
+            tl.store(page + half + D // 2, high)
 
 
 @triton.jit
