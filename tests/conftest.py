@@ -62,6 +62,18 @@ def load_file(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], ModuleType]:
     return load
 
 
+@pytest.fixture
+def small(load_file: Callable[[Path], ModuleType]) -> ModuleType:
+    """The tiny random models of `test_torch_lm.py`."""
+    return load_file(ROOT / "tests" / "lmppl" / "test_torch_lm.py")
+
+
+@pytest.fixture
+def paged(load_file: Callable[[Path], ModuleType]) -> ModuleType:
+    """The random schedules of `test_torch_paged.py`."""
+    return load_file(ROOT / "tests" / "lmppl" / "test_torch_paged.py")
+
+
 def helper(name: str) -> ModuleType:
     """A module of `tests/`, loaded once; test files get it as a fixture."""
     own = f"lmppl_tests_{name}"

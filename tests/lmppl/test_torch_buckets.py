@@ -6,8 +6,6 @@ as the paged cache; and a step is watched for what stops a capture: values that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,18 +24,6 @@ from lmppl.lm.torch.buckets import Buckets, bucket  # noqa: E402
 from lmppl.lm.torch.tidy import fill  # noqa: E402
 
 KINDS = ("llama", "gpt2", "mistral")
-
-
-@pytest.fixture
-def small(load_file: Callable[[Path], ModuleType], root: Path) -> ModuleType:
-    """The tiny random models of `test_torch_lm.py`."""
-    return load_file(root / "tests" / "lmppl" / "test_torch_lm.py")
-
-
-@pytest.fixture
-def paged(load_file: Callable[[Path], ModuleType], root: Path) -> ModuleType:
-    """The random schedules of `test_torch_paged.py`."""
-    return load_file(root / "tests" / "lmppl" / "test_torch_paged.py")
 
 
 @program

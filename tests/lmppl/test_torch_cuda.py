@@ -44,18 +44,6 @@ LAWS = (
 
 
 @pytest.fixture
-def small(load_file: Callable[[Path], ModuleType], root: Path) -> ModuleType:
-    """The tiny random models of `test_torch_lm.py`."""
-    return load_file(root / "tests" / "lmppl" / "test_torch_lm.py")
-
-
-@pytest.fixture
-def paged(load_file: Callable[[Path], ModuleType], root: Path) -> ModuleType:
-    """The random schedules of `test_torch_paged.py`."""
-    return load_file(root / "tests" / "lmppl" / "test_torch_paged.py")
-
-
-@pytest.fixture
 def llama(
     load_file: Callable[[Path], ModuleType], root: Path, small: ModuleType, tmp_path: Path
 ) -> Callable[..., tuple[TorchLM, Any]]:

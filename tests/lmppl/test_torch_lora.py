@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,12 +26,6 @@ LAYERS = {
     "llama": ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"],
     "gpt2": ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_fc"],
 }
-
-
-@pytest.fixture
-def small(load_file: Callable[[Path], ModuleType], root: Path) -> ModuleType:
-    """The tiny random models of `test_torch_lm.py`."""
-    return load_file(root / "tests" / "lmppl" / "test_torch_lm.py")
 
 
 def shape_of(model: Any, layer: str) -> tuple[int, int]:

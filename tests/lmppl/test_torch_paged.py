@@ -8,8 +8,6 @@ log-probabilities of every row are compared with one uncached pass of the untouc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,12 +30,6 @@ TOLERANCE = 1e-4
 FAST = 5
 """Schedules of each kind that are not marked slow: the others make 200 in all."""
 MOVES = ("push", "push", "push", "resample", "leave", "join", "reopen", "evict", "score")
-
-
-@pytest.fixture
-def small(load_file: Callable[[Path], ModuleType], root: Path) -> ModuleType:
-    """The tiny random models of `test_torch_lm.py`."""
-    return load_file(root / "tests" / "lmppl" / "test_torch_lm.py")
 
 
 def uncached(model: Any, contexts: list[Ids], absent: Any = None) -> Floats:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,12 +17,6 @@ from lmppl.lm.torch import TorchLM  # noqa: E402
 from lmppl.lm.torch.prefill import Limits  # noqa: E402
 from lmppl.random import GumbelMax, fold_array  # noqa: E402
 from lmppl.types import Floats, Ids  # noqa: E402
-
-
-@pytest.fixture
-def small(load_file: Callable[[Path], ModuleType], root: Path) -> ModuleType:
-    """The tiny random models of `test_torch_lm.py`."""
-    return load_file(root / "tests" / "lmppl" / "test_torch_lm.py")
 
 
 def scores(rows: Any) -> Any:

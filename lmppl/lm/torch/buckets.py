@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lmppl.lm.torch.cache import Block
+from lmppl.lm.torch.captured import Captured, pool_of
 from lmppl.lm.torch.pages import Layout
 from lmppl.lm.torch.reading import Reading
 from lmppl.lm.torch.tidy import fill
@@ -34,8 +35,6 @@ from lmppl.lm.torch.transfer import to_device
 from lmppl.types import Ints
 
 LEAST_ROWS, LEAST_SLOTS = 4, 64
-WARM = 2
-"""Passes before a capture: libraries choose their kernels in the first ones."""
 
 Compute = Callable[["Workspace", Tensor], Tensor]
 """compute(pass, ids [b, 1]) -> next-token scores [b, V]."""
@@ -63,7 +62,6 @@ class Workspace:
     def __init__(self, layout: Layout, rows: int, slots: int, pool: Any = None) -> None:
         """Zeros, which hold no batch; `pool`: where a captured graph has its memory."""
         device = layout.device
-        self._pool = pool
         self.pages = layout.zeros(rows, slots)
         self.ids = torch.zeros((rows, 1), dtype=torch.int64, device=device)
         self.lens = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -79,8 +77,7 @@ class Workspace:
         self.heard: dict[int, int] = {}
         self._bias: dict[tuple[int, torch.dtype], Tensor] = {}
         self._held: tuple[object, Ints] | None = None
-        self._graph: Any = None
-        self._scores: Tensor | None = None
+        self._scores = Captured(device, pool)
 
     # -- a pass, as the layers see it --------------------------------------------------------
 
@@ -115,7 +112,9 @@ class Workspace:
             fill(self.pages, block.columns, rows)
         self.ids[: len(rows), 0] = to_device(tokens, device)
         self.lens[: len(rows)] = to_device(block.lens, device)
-        scores = self._run(compute)[: len(rows)]
+        scores = self._scores(lambda: self._once(compute))[
+            : len(rows)
+        ].clone()  # the next step writes to the same place
         column = block.column_for(rows, 1, block.fresh_room())
         owner, slot = column.owner[rows], column.count[rows]
         column.pages.put_one(owner, slot, self.pages, rows, block.lens)
@@ -129,32 +128,9 @@ class Workspace:
         token, lens = self._held
         return token is block.token and np.array_equal(lens, block.lens)
 
-    def _run(self, compute: Compute) -> Tensor:
-        """The scores of all rows, in memory of their own."""
-        if not self.ids.is_cuda:
-            return self._once(compute)
-        if self._graph is None:
-            self._capture(compute)
-        self._graph.replay()
-        if self._scores is None:
-            raise RuntimeError("a captured step has no scores")
-        return self._scores.clone()  # the next replay writes to the same place
-
     def _once(self, compute: Compute) -> Tensor:
         self._bias.clear()  # made anew inside each pass, so that a graph makes it too
         return compute(self, self.ids)
-
-    def _capture(self, compute: Compute) -> None:
-        ahead, behind = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
-        ahead.wait_stream(behind)
-        with torch.cuda.stream(ahead):
-            for _ in range(WARM):  # each writes the same keys to the same slots
-                self._once(compute)
-        behind.wait_stream(ahead)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            self._scores = self._once(compute)
-        self._graph = graph
 
 
 class Buckets:
@@ -164,8 +140,7 @@ class Buckets:
         """No workspace yet."""
         self.compute, self.layout, self.budget = compute, layout, budget
         self._made: OrderedDict[tuple[int, int], Workspace] = OrderedDict()
-        on_cuda = layout.device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if on_cuda else None
+        self._pool = pool_of(layout.device)
         """One for all graphs: no two run at once, and their results are copied at once."""
 
     def __len__(self) -> int:

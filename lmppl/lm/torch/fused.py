@@ -24,6 +24,7 @@ from torch.nn.functional import embedding
 from lmppl.lm.torch import kernels
 from lmppl.lm.torch.buckets import LEAST_ROWS, bucket
 from lmppl.lm.torch.cache import Block, Column
+from lmppl.lm.torch.captured import Captured, pool_of
 from lmppl.lm.torch.llama import Linear, Llama
 from lmppl.lm.torch.pages import Layout
 from lmppl.lm.torch.transfer import to_device
@@ -38,8 +39,6 @@ BUSY = 1600
 """Programs that fill a GPU: fewer rows split their slots among several."""
 LEAST_GROUP = 16
 """Rows of the smallest product of a tensor core."""
-WARM = 2
-"""Steps before a capture: kernels are compiled, and libraries choose theirs."""
 
 
 class FusedLlama:
@@ -73,8 +72,7 @@ class FusedLlama:
                 self.gate_up.append(joined([mlp.gate_proj, mlp.up_proj]))
         self.most = budget // (6 * self.head.weight.shape[0])
         self.steps: dict[int, Step] = {}
-        on_cuda = layout.device.type == "cuda"
-        self.pool = torch.cuda.graph_pool_handle() if on_cuda else None
+        self.pool = pool_of(layout.device)
 
     def step(self, block: Block, tokens: Ints) -> Tensor | None:
         """Append tokens [B] to all rows of a block; the scores [B, V] after them.
@@ -158,38 +156,18 @@ class FusedLlama:
 
 
 class Step:
-    """The captured step of one number of rows."""
+    """The step of one number of rows."""
 
     def __init__(self, of: FusedLlama, rows: int) -> None:
-        """Nothing is captured yet; a table of zeros has padding alone."""
-        self.of = of
-        self.table = torch.zeros((rows, WIDTH), dtype=torch.int64, device=of.layout.device)
-        self.graph: Any = None
-        self.scores: Tensor | None = None
+        """A table of zeros, which has padding alone."""
+        self.of, device = of, of.layout.device
+        self.table = torch.zeros((rows, WIDTH), dtype=torch.int64, device=device)
+        self._scores = Captured(device, of.pool)
 
     def run(self, table: Ints) -> Tensor:
         """The scores, in memory that the next run writes to again."""
         self.table.copy_(to_device(table, self.table.device))
-        if not self.table.is_cuda:
-            return self.of.compute(self.table)
-        if self.graph is None:
-            self._capture()
-        self.graph.replay()
-        if self.scores is None:
-            raise RuntimeError("a captured step has no scores")
-        return self.scores
-
-    def _capture(self) -> None:
-        ahead, behind = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
-        ahead.wait_stream(behind)
-        with torch.cuda.stream(ahead):
-            for _ in range(WARM):  # each writes the same keys to the same slots
-                self.of.compute(self.table)
-        behind.wait_stream(ahead)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.of.pool):
-            self.scores = self.of.compute(self.table)
-        self.graph = graph
+        return self._scores(lambda: self.of.compute(self.table))
 
 
 def table_of(block: Block, column: Column, tokens: Ints, rows: int) -> Ints:
